@@ -1,0 +1,52 @@
+"""Every error that hwcost raises on purpose: one base, and each child also a builtin type.
+
+A message says the rule, what was got, and what to do; the command line prints it as one line and exits 1.
+"""
+
+
+class HwcostError(Exception):
+    """Base of all deliberate errors of this package."""
+
+
+class UnknownDeviceError(HwcostError, LookupError):
+    """A device class that no file in `hwcost/devices/` describes."""
+
+
+class UnknownOperatorError(HwcostError, LookupError):
+    """An operator that cannot be described, measured or priced: never priced at zero."""
+
+
+class UnknownPredictorError(HwcostError, LookupError):
+    """A predictor name that is neither built in nor an entry point of `hwcost.predictors`."""
+
+
+class UnsupportedPrecisionError(HwcostError, ValueError):
+    """A pair of weight and activation bits that has no realisation for an operator."""
+
+
+class InvalidOperatorError(HwcostError, ValueError):
+    """An operator whose numbers contradict each other (an empty output, channels not divisible by groups)."""
+
+
+class InvalidSpaceError(HwcostError, ValueError):
+    """A search space or an architecture that is not legal."""
+
+
+class ProfileError(HwcostError, ValueError):
+    """A profile that is missing, unreadable, of another version, or that contradicts itself."""
+
+
+class FitError(HwcostError, ValueError):
+    """A fitted predictor that is missing, stale, unreadable, or that cannot be fitted from these rows."""
+
+
+class ModelError(HwcostError, ValueError):
+    """An ONNX model that cannot be read or whose shapes are not known."""
+
+
+class MeasurementError(HwcostError, RuntimeError):
+    """The runtime refused to build or run an operator, or a profile was asked for on the wrong machine."""
+
+
+class QuantityError(HwcostError, ValueError):
+    """A quantity such as `5ms` or `100kB` that cannot be read."""

@@ -1,0 +1,355 @@
+"""Operators and precisions: the frozen values that everything else is computed from.
+
+An operator is what the runtime executes as one kernel, with its shapes fixed (batch included). Layout
+changes and (de)quantisation are operators of their own (`Boundary`), so that kernel time and boundary time never mix.
+Each operator knows its multiply-accumulates, its elements in and out and its parameters; a `Precision`
+turns those into bytes. `key(op)` is a stable text: equal operators have equal keys, in any process.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hwcost.errors import InvalidOperatorError, UnsupportedPrecisionError
+
+ActivationName = Literal["none", "relu", "clip", "sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu"]
+
+
+@dataclass(frozen=True, order=True)
+class Precision:
+    """Bits of the weights and of the activations of an operator.
+
+    Written `w8a8`; `w32a32` is float. For an operator without weights only the activation bits matter.
+    """
+
+    weight_bits: int
+    activation_bits: int
+
+    def __post_init__(self) -> None:
+        if (self.weight_bits, self.activation_bits) not in _LEGAL_BITS:
+            raise UnsupportedPrecisionError(
+                f"a precision is one of {', '.join(f'w{w}a{a}' for w, a in _LEGAL_BITS)}, "
+                f"got w{self.weight_bits}a{self.activation_bits}"
+            )
+
+    def __str__(self) -> str:
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Precision":
+        """`Precision.parse("w4a8")`; raises `UnsupportedPrecisionError`."""
+        for weight_bits, activation_bits in _LEGAL_BITS:
+            if text == f"w{weight_bits}a{activation_bits}":
+                return cls(weight_bits, activation_bits)
+        raise UnsupportedPrecisionError(
+            f"a precision is one of {', '.join(f'w{w}a{a}' for w, a in _LEGAL_BITS)}, got {text!r}"
+        )
+
+
+_LEGAL_BITS = ((32, 32), (8, 8), (4, 8), (2, 8), (8, 32), (4, 32), (2, 32))
+FLOAT = Precision(32, 32)
+INT8 = Precision(8, 8)
+PRECISIONS = tuple(Precision(w, a) for w, a in _LEGAL_BITS)
+
+
+def _positive(op: object, *values: int) -> None:
+    if any(value < 1 for value in values):
+        raise InvalidOperatorError(f"the sizes of an operator are at least 1, got {op}")
+
+
+def _window_output(size: int, kernel: int, stride: int, dilation: int, pads: int) -> int:
+    return (size + pads - dilation * (kernel - 1) - 1) // stride + 1
+
+
+@dataclass(frozen=True)
+class Conv:
+    """2-D convolution, NCHW in words whatever the layout in memory; a fused activation belongs to it.
+
+    kernel, stride, dilation: (height, width); pads: (top, left, bottom, right).
+    """
+
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    activation: ActivationName = "none"
+    batch: int = 1
+    kind: Literal["conv"] = "conv"
+
+    def __post_init__(self) -> None:
+        _positive(self, self.in_channels, self.out_channels, self.height, self.width, self.groups, self.batch)
+        _positive(self, *self.kernel, *self.stride, *self.dilation)
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise InvalidOperatorError(f"the channels of a convolution are divisible by its groups, got {self}")
+        if min(self.pads) < 0 or min(self.output_height, self.output_width) < 1:
+            raise InvalidOperatorError(f"a convolution has an output of at least 1x1 and no negative pads, got {self}")
+
+    @classmethod
+    def square(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        activation: ActivationName = "none",
+    ) -> "Conv":
+        """Square input and kernel, padded by kernel // 2, batch 1."""
+        pad = kernel // 2
+        return cls(
+            in_channels,
+            out_channels,
+            size,
+            size,
+            (kernel, kernel),
+            (stride, stride),
+            (pad, pad, pad, pad),
+            groups=groups,
+            activation=activation,
+        )
+
+    @property
+    def output_height(self) -> int:
+        return _window_output(
+            self.height, self.kernel[0], self.stride[0], self.dilation[0], self.pads[0] + self.pads[2]
+        )
+
+    @property
+    def output_width(self) -> int:
+        return _window_output(self.width, self.kernel[1], self.stride[1], self.dilation[1], self.pads[1] + self.pads[3])
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups > 1 and self.groups == self.in_channels
+
+    @property
+    def weights(self) -> int:
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel[0] * self.kernel[1]
+
+    @property
+    def channels(self) -> int:
+        """Output channels: a bias and a scale each."""
+        return self.out_channels
+
+    @property
+    def macs(self) -> int:
+        return self.weights * self.output_height * self.output_width * self.batch
+
+    @property
+    def input_elements(self) -> int:
+        return self.batch * self.in_channels * self.height * self.width
+
+    @property
+    def output_elements(self) -> int:
+        return self.batch * self.out_channels * self.output_height * self.output_width
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """Constant weights: y[m, n] = x[m, k] w[k, n] + b[n]. A MatMul with a constant right side is a Gemm too."""
+
+    m: int
+    k: int
+    n: int
+    activation: ActivationName = "none"
+    kind: Literal["gemm"] = "gemm"
+
+    def __post_init__(self) -> None:
+        _positive(self, self.m, self.k, self.n)
+
+    @property
+    def weights(self) -> int:
+        return self.k * self.n
+
+    @property
+    def channels(self) -> int:
+        return self.n
+
+    @property
+    def macs(self) -> int:
+        return self.m * self.k * self.n
+
+    @property
+    def input_elements(self) -> int:
+        return self.m * self.k
+
+    @property
+    def output_elements(self) -> int:
+        return self.m * self.n
+
+
+PoolFunction = Literal["max", "average", "global_average", "global_max"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """2-D pooling; for the global functions the kernel is the whole plane."""
+
+    function: PoolFunction
+    channels_in: int
+    height: int
+    width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    batch: int = 1
+    kind: Literal["pool"] = "pool"
+
+    def __post_init__(self) -> None:
+        _positive(self, self.channels_in, self.height, self.width, self.batch, *self.kernel, *self.stride)
+        if self.function.startswith("global") and self.kernel != (self.height, self.width):
+            raise InvalidOperatorError(f"the kernel of a global pool is the whole plane, got {self}")
+        if min(self.pads) < 0 or min(self.output_height, self.output_width) < 1:
+            raise InvalidOperatorError(f"a pool has an output of at least 1x1 and no negative pads, got {self}")
+
+    @classmethod
+    def global_average(cls, channels: int, height: int, width: int) -> "Pool":
+        return cls("global_average", channels, height, width, (height, width))
+
+    @property
+    def output_height(self) -> int:
+        return _window_output(self.height, self.kernel[0], self.stride[0], 1, self.pads[0] + self.pads[2])
+
+    @property
+    def output_width(self) -> int:
+        return _window_output(self.width, self.kernel[1], self.stride[1], 1, self.pads[1] + self.pads[3])
+
+    @property
+    def weights(self) -> int:
+        return 0
+
+    @property
+    def channels(self) -> int:
+        return 0
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+    @property
+    def input_elements(self) -> int:
+        return self.batch * self.channels_in * self.height * self.width
+
+    @property
+    def output_elements(self) -> int:
+        return self.batch * self.channels_in * self.output_height * self.output_width
+
+
+ElementwiseFunction = Literal[
+    "add", "mul", "relu", "clip", "sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu", "concat", "softmax"
+]
+_BINARY = ("add", "mul")
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A function applied to every element of one tensor, or of two of the same shape (`add`, `mul`)."""
+
+    function: ElementwiseFunction
+    shape: tuple[int, ...]
+    kind: Literal["elementwise"] = "elementwise"
+
+    def __post_init__(self) -> None:
+        _positive(self, *self.shape)
+
+    @property
+    def weights(self) -> int:
+        return 0
+
+    @property
+    def channels(self) -> int:
+        return 0
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+    @property
+    def input_elements(self) -> int:
+        return math.prod(self.shape) * (2 if self.function in _BINARY else 1)
+
+    @property
+    def output_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+BoundaryFunction = Literal["quantize", "dequantize", "transpose", "reorder_input", "reorder_output", "reshape"]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A change of layout or number format between kernels; `shape` is the input's, `permutation` a transpose's."""
+
+    function: BoundaryFunction
+    shape: tuple[int, ...]
+    permutation: tuple[int, ...] = ()
+    kind: Literal["boundary"] = "boundary"
+
+    def __post_init__(self) -> None:
+        _positive(self, *self.shape)
+        if self.function == "transpose" and sorted(self.permutation) != list(range(len(self.shape))):
+            raise InvalidOperatorError(f"a transpose names every axis once, got {self}")
+
+    @property
+    def weights(self) -> int:
+        return 0
+
+    @property
+    def channels(self) -> int:
+        return 0
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+    @property
+    def input_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def output_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+Operator = Annotated[Conv | Gemm | Pool | Elementwise | Boundary, Field(discriminator="kind")]
+"""Any operator; files carry it as an object with its `kind`."""
+
+OPERATOR_KINDS = ("conv", "gemm", "pool", "elementwise", "boundary")
+
+
+def key(op: Operator) -> str:
+    """Stable text of an operator, equal for equal operators: `conv(in_channels=16,...)`."""
+    parts = (f"{field.name}={getattr(op, field.name)}" for field in fields(op) if field.name != "kind")
+    return f"{op.kind}({','.join(parts)})".replace(" ", "")
+
+
+def weight_bytes(op: Operator, precision: Precision) -> int:
+    """Stored bytes of an operator: weights packed at their width, a 4-byte bias and (quantised) a 4-byte scale per
+    output channel. Storage, not what the runtime unpacks into memory."""
+    if not op.weights:
+        return 0
+    per_channel = 4 if precision.weight_bits == 32 else 8
+    return math.ceil(op.weights * precision.weight_bits / 8) + per_channel * op.channels
+
+
+def activation_bytes(op: Operator, precision: Precision) -> int:
+    """Bytes of the activations an operator writes."""
+    if isinstance(op, Boundary) and op.function == "dequantize":
+        return 4 * op.output_elements
+    return op.output_elements * precision.activation_bits // 8
+
+
+def bytes_moved(op: Operator, precision: Precision) -> int:
+    """Bytes read and written by one execution with cold caches: inputs, outputs and stored weights."""
+    reads = op.input_elements * precision.activation_bits // 8
+    if isinstance(op, Boundary) and op.function == "quantize":
+        reads = 4 * op.input_elements
+    return reads + activation_bytes(op, precision) + weight_bytes(op, precision)

@@ -1,0 +1,216 @@
+"""The profile file: what was measured (or estimated) on one device, and on which machine.
+
+A number without its machine is not a measurement: every profile carries the machine, the runtime and the raw samples,
+and two profiles of different machines are never merged. Kernels and boundaries are rows; the cost of one `run()` call
+is a field; layer times are sums of rows. Bit-widths that run on another width's kernel are declared once, in
+`realisations`, instead of being repeated as rows.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
+
+from hwcost.errors import ProfileError, UnknownOperatorError
+from hwcost.files import write_atomically
+from hwcost.ops import Operator, Precision, key
+
+# 1: first version.
+PROFILE_VERSION: Final = 1
+
+Source = Literal["measured", "emulated", "estimated", "imported"]
+Int8Form = Literal["u8u8", "u8s8", "s8s8"]
+"""Number formats of activations and weights in int8 kernels; which ones are fast and exact depends on the CPU."""
+
+
+def _parse_precision(value: object) -> object:
+    return Precision.parse(value) if isinstance(value, str) else value
+
+
+PrecisionField = Annotated[
+    Precision, BeforeValidator(_parse_precision), PlainSerializer(str, return_type=str, when_used="json")
+]
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Machine(BaseModel):
+    """Where and with what a profile was made. Sizes in bytes, clocks in hertz."""
+
+    model_config = _STRICT
+
+    cpu: str
+    architecture: str
+    features: tuple[str, ...] = ()
+    cores: int = Field(ge=1)
+    cache_bytes: dict[str, int] = {}
+    governor: str = "unknown"
+    threads: int = Field(default=1, ge=1)
+    affinity: tuple[int, ...] = ()
+    system: str = "unknown"
+    python: str = "unknown"
+    onnxruntime: str = "unknown"
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for runs that may be compared: CPU, features, cores, threads and runtime version."""
+        parts = (self.cpu, self.architecture, *self.features, self.cores, self.threads, self.onnxruntime)
+        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+class Realisation(BaseModel):
+    """How a precision of one operator kind runs on the device: on which precision's kernel, natively or not."""
+
+    model_config = _STRICT
+
+    kind: Literal["conv", "gemm", "pool", "elementwise", "boundary"]
+    precision: PrecisionField
+    runs_as: PrecisionField
+    native: bool
+    description: str
+
+
+class Row(BaseModel):
+    """One operator at one precision. `samples_s` are the passes' minima, seconds per execution."""
+
+    model_config = _STRICT
+
+    operator: Operator
+    precision: PrecisionField
+    realisation: str
+    native: bool
+    source: Source
+    latency_s: PositiveFloat
+    interval_s: tuple[PositiveFloat, PositiveFloat]
+    samples_s: tuple[PositiveFloat, ...] = ()
+    copies: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _interval_holds_latency(self) -> "Row":
+        if not self.interval_s[0] <= self.latency_s <= self.interval_s[1]:
+            raise ValueError(f"interval_s must hold latency_s={self.latency_s}, got {self.interval_s}")
+        return self
+
+    @property
+    def row_key(self) -> tuple[str, Precision]:
+        return key(self.operator), self.precision
+
+
+class Profile(BaseModel):
+    """All that is known of one device. `run_overhead_s` is the cost of one call of the runtime, without operators."""
+
+    model_config = _STRICT
+
+    format: Literal["hwcost-profile"] = "hwcost-profile"
+    version: Literal[1] = PROFILE_VERSION
+    device: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    created: str
+    machine: Machine
+    int8_form: Int8Form
+    run_overhead_s: PositiveFloat
+    noise_floor: float = Field(ge=0)
+    weights_state: Literal["hot", "cold"] = "hot"
+    notes: tuple[str, ...] = ()
+    realisations: tuple[Realisation, ...] = ()
+    rows: tuple[Row, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rows_are_distinct(self) -> "Profile":
+        if len(self._by_key) != len(self.rows):
+            raise ValueError("every (operator, precision) has one row, got a row twice")
+        return self
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, Precision], Row]:
+        return {row.row_key: row for row in self.rows}
+
+    @cached_property
+    def _realised(self) -> dict[tuple[str, Precision], Realisation]:
+        return {(entry.kind, entry.precision): entry for entry in self.realisations}
+
+    def realised_as(self, op: Operator, precision: Precision) -> Precision:
+        """The precision whose kernel runs this operator on this device."""
+        entry = self._realised.get((op.kind, precision))
+        return precision if entry is None else entry.runs_as
+
+    def find(self, op: Operator, precision: Precision) -> Row | None:
+        """The row of exactly this operator, by the kernel that realises the precision; None if not profiled."""
+        own = self._by_key.get((key(op), precision))
+        return own or self._by_key.get((key(op), self.realised_as(op, precision)))
+
+    def describe_realisation(self, op: Operator, precision: Precision) -> Realisation:
+        """How this operator runs at this precision; raises `UnknownOperatorError` where no row says so."""
+        entry = self._realised.get((op.kind, precision))
+        if entry is not None:
+            return entry
+        for row in self.rows:
+            if row.operator.kind == op.kind and row.precision == precision:
+                return Realisation(
+                    kind=op.kind, precision=precision, runs_as=precision, native=row.native, description=row.realisation
+                )
+        raise UnknownOperatorError(
+            f"profile {self.device} has no {op.kind} at {precision}: profile the device with that precision"
+        )
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The distinct sources of the rows, sorted."""
+        return tuple(sorted({row.source for row in self.rows}))
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes whenever anything in the profile changes; ties a fitted predictor to its profile."""
+        return hashlib.sha256(self.to_json()).hexdigest()[:16]
+
+    def to_json(self) -> bytes:
+        """The file's bytes: the head indented, one row a line."""
+        head = self.model_dump_json(indent=1, exclude={"rows"}).removesuffix("\n}")
+        rows = ",\n".join(row.model_dump_json() for row in self.rows)
+        return f'{head},\n "rows": [\n{rows}\n ]\n}}\n'.encode()
+
+    def merged(self, rows: Iterable[Row], machine: Machine) -> "Profile":
+        """This profile with `rows` added or replaced; raises `ProfileError` when they come from another machine."""
+        if machine.fingerprint != self.machine.fingerprint:
+            raise ProfileError(
+                f"a profile holds one machine's measurements: profile {self.device} is of {self.machine.cpu} with "
+                f"onnxruntime {self.machine.onnxruntime}, got rows of {machine.cpu} with onnxruntime "
+                f"{machine.onnxruntime}: write them to another profile (--out)"
+            )
+        combined = {**self._by_key, **{row.row_key: row for row in rows}}
+        return Profile.model_validate({**dict(self), "rows": tuple(combined.values())})
+
+
+def read_profile(path: Path) -> Profile:
+    """Read and validate; raises `ProfileError` naming the file, the path of the wrong field, and the rule."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ProfileError(f"no profile at {path}: make one with `hwcost profile --device NAME --out {path}`") from None
+    except OSError as error:
+        raise ProfileError(f"cannot read profile {path}: {error.strerror}") from error
+    try:
+        return Profile.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ProfileError(
+            f"{path} is not a profile of version {PROFILE_VERSION}: {where}: {first['msg']}{more}; "
+            "restore the file or profile the device again"
+        ) from None
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write whole or not at all; raises `OSError`."""
+    write_atomically(path, profile.to_json())
