@@ -40,6 +40,10 @@ class FitError(HwcostError, ValueError):
     """A fitted predictor that is missing, stale, unreadable, or that cannot be fitted from these rows."""
 
 
+class TableError(HwcostError, ValueError):
+    """A lookup table that contradicts itself, or that is asked for a metric or shape it does not have."""
+
+
 class ModelError(HwcostError, ValueError):
     """An ONNX model that cannot be read or whose shapes are not known."""
 
@@ -50,3 +54,7 @@ class MeasurementError(HwcostError, RuntimeError):
 
 class QuantityError(HwcostError, ValueError):
     """A quantity such as `5ms` or `100kB` that cannot be read."""
+
+
+class OutputError(HwcostError, OSError):
+    """A file that could not be written (a full disk, no permission)."""

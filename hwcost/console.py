@@ -1,0 +1,134 @@
+"""What every command line of this project shares: exit codes, one-line errors, progress, JSON, and guarded writing.
+
+Results go to stdout, everything else (progress, notes, errors) to stderr. Exit codes: 0 done, 1 an error, 2 wrong
+usage, 130 interrupted.
+"""
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hwcost.errors import HwcostError, OutputError
+
+Advance = Callable[[float], None]
+"""Advances a progress bar by that many units."""
+
+
+def note(text: str) -> None:
+    """One line for the reader, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(document: Mapping[str, object]) -> None:
+    """One JSON document on one line of stdout; NaN and infinities are refused (`ValueError`)."""
+    print(json.dumps(document, allow_nan=False, ensure_ascii=False), flush=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; the first column is left-aligned, the others right-aligned. Nothing is cut in a pipe."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+@contextmanager
+def progress(description: str, total: float | None = None) -> Iterator[Advance]:
+    """A progress bar on stderr, gone when the work is done; without a terminal, one line when the work begins.
+
+    `total` in whatever unit the yielded function is called with; None where the amount is not known.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        note(f"{description} ...")
+        yield lambda amount: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(description, total=total)
+        yield lambda amount: bars.advance(task, amount)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failed write of `path` into one line that says what to do; raises `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, HwcostError):
+            raise
+        reason = error.strerror or str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space or write elsewhere" if full else "choose a place that you may write to"
+        raise OutputError(f"cannot write {path}: {reason}; {remedy}, nothing was half-written") from error
+
+
+def _fail(prog: str, message: str) -> int:
+    note(f"{prog}: error: {' '.join(message.split())}")
+    return 1
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"cannot use {error.filename}: {reason}"
+
+
+def _run(
+    command: click.Command, prog: str, arguments: Sequence[str] | None, errors: tuple[type[Exception], ...]
+) -> int:
+    try:
+        result = command.main(
+            args=None if arguments is None else list(arguments), prog_name=prog, standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        note(f"{prog}: interrupted")
+        return 130
+    except errors as error:
+        return _fail(prog, str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(prog, _describe(error))
+    return result if isinstance(result, int) else 0
+
+
+def run_cli(
+    command: click.Command,
+    prog: str,
+    arguments: Sequence[str] | None = None,
+    errors: tuple[type[Exception], ...] = (HwcostError,),
+) -> NoReturn:
+    """Run a command and exit: 0, 1 with one line on stderr, 2 for wrong usage, 130 when interrupted.
+
+    `errors` are the deliberate ones, whose text is shown as it stands; anything unforeseen is one line with a hint
+    (`HWCOST_DEBUG=1` shows where it came from).
+    """
+    debug = f"{prog.upper()}_DEBUG"
+    try:
+        code = _run(command, prog, arguments, errors)
+    except Exception as error:
+        if os.environ.get(debug):
+            traceback.print_exc()
+        code = _fail(prog, f"unexpected {type(error).__name__}: {error} (please report it; {debug}=1 shows where)")
+    sys.exit(code)

@@ -1,0 +1,90 @@
+"""Device classes: boards known by name, whether or not one is at hand.
+
+A device class is facts about a kind of board, each with its source, in one TOML file beside this module. It serves two
+ends: to recognise that this machine is such a board, so that profiling it means measuring; and to estimate its costs
+(`hwcost.estimate`) where there is none.
+"""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from hwcost.errors import UnknownDeviceError
+from hwcost.profiles import Int8Form
+
+HOST: Final = "host"
+"""The device name that means: measure the machine this runs on."""
+
+MODEL_FILE: Final = Path("/proc/device-tree/model")
+"""Where Linux on a board with a device tree says which board it is."""
+
+KernelClass = Literal["pointwise", "dense", "depthwise", "gemm"]
+ElementClass = Literal["arithmetic", "transcendental", "window", "quantise", "dequantise_weight"]
+NumberFormat = Literal["float", "int8"]
+IntervalClass = Literal["float", "int8", "untraced"]
+
+
+class DeviceClass(BaseModel):
+    """What is known of a kind of board; per-cycle figures are of one core, sizes in bytes, clocks in hertz.
+
+    `calibration`: wall-clock cycles per traced cycle; `interval_factor`: the truth lies within estimate / factor and
+    estimate x factor; `sources`: field name -> where its value comes from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    description: str
+    recognised_by: tuple[str, ...] = Field(min_length=1)
+    revised: str
+    cpu: str
+    architecture: str
+    cores: PositiveInt
+    clock_hz: PositiveFloat
+    features: tuple[str, ...]
+    int8_form: Int8Form
+    memory_bytes_per_s: PositiveFloat
+    run_overhead_s: PositiveFloat
+    node_overhead_s: PositiveFloat
+    calibration: PositiveFloat
+    cache_bytes: dict[str, PositiveInt]
+    peak_macs_per_cycle: dict[NumberFormat, PositiveFloat]
+    macs_per_cycle: dict[NumberFormat, dict[KernelClass, PositiveFloat]]
+    cycles_per_element: dict[NumberFormat, dict[ElementClass, PositiveFloat]]
+    interval_factor: dict[IntervalClass, float]
+    sources: dict[str, str]
+
+
+def known_devices() -> tuple[str, ...]:
+    """Names of the device classes that are shipped, sorted (`host` is not one: it is this machine)."""
+    folder = files("hwcost") / "devices"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load_device(name: str) -> DeviceClass:
+    """The device class of that name; raises `UnknownDeviceError` with the names there are."""
+    if name not in known_devices():
+        raise UnknownDeviceError(
+            f"a device is one of {', '.join((HOST, *known_devices()))}, got {name!r}: "
+            f"`--device {HOST}` measures the machine it runs on, whatever that is"
+        )
+    text = (files("hwcost") / "devices" / f"{name}.toml").read_text(encoding="utf-8")
+    try:
+        return DeviceClass.model_validate(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        first = str(error).replace("\n", " ")
+        raise UnknownDeviceError(
+            f"the facts of device {name} are unreadable: {first}; install the package again"
+        ) from None
+
+
+def runs_here(device: DeviceClass, model_file: Path = MODEL_FILE) -> bool:
+    """True where this machine is such a board, by the model that the firmware states."""
+    try:
+        model = model_file.read_bytes().rstrip(b"\0").decode("utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(text in model for text in device.recognised_by)

@@ -1,0 +1,133 @@
+"""An analytic model of a device class, for when no such board is at hand: ratios and ranking, not milliseconds.
+
+Timing this machine and calling it another would be wrong even in sign: an x86 server and a Cortex-A72 disagree on
+whether int8 pays. So the estimate rests on the board's own kernels: multiply-accumulates per cycle of each kernel
+class, traced, times one constant fitted to published wall-clock times; the memory's bandwidth where that is the limit;
+a fixed cost per node. Not modelled: threads, shapes that fill a kernel's tiles badly, throttling. Every row says
+`estimated` and carries an interval accordingly wide, which no fit on such rows can narrow.
+"""
+
+from collections.abc import Iterable
+
+from hwcost.devices import DeviceClass, ElementClass, IntervalClass, KernelClass, NumberFormat
+from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision, bytes_moved
+from hwcost.profiles import Machine, Profile, Realisation, Row
+
+_WEIGHT_ONLY = (Precision(8, 32), Precision(4, 32), Precision(2, 32))
+_TRANSCENDENTAL = ("sigmoid", "hardswish", "hardsigmoid", "tanh", "softmax")
+
+
+def _kernel_class(op: Conv | Gemm) -> KernelClass:
+    if isinstance(op, Gemm):
+        return "gemm"
+    if op.depthwise:
+        return "depthwise"
+    return "pointwise" if op.kernel == (1, 1) and op.groups == 1 else "dense"
+
+
+def _element_work(op: Pool | Elementwise | Boundary) -> tuple[ElementClass, int]:
+    """The class of a kernel without multiply-accumulates, and how often its unit of work is done."""
+    if isinstance(op, Pool):
+        return "window", op.output_elements * op.kernel[0] * op.kernel[1]
+    if op.function in _TRANSCENDENTAL:
+        return "transcendental", op.output_elements
+    if op.function in ("quantize", "dequantize"):
+        return "quantise", op.output_elements
+    return "arithmetic", op.output_elements
+
+
+def estimate_latency(device: DeviceClass, op: Operator, precision: Precision) -> float:
+    """Seconds of one execution on one core: the slower of arithmetic and memory, plus a node's fixed cost.
+
+    `precision` is float, int8, or (Gemm) weight-only, which dequantises its weights on every run and then is float.
+    """
+    number_format: NumberFormat = "int8" if precision.activation_bits == 8 else "float"
+    if isinstance(op, Boundary) and op.function == "reshape":
+        return device.node_overhead_s
+    per_element = device.cycles_per_element[number_format]
+    if isinstance(op, Conv | Gemm):
+        cycles = device.calibration * op.macs / device.macs_per_cycle[number_format][_kernel_class(op)]
+    else:
+        element_class, amount = _element_work(op)
+        cycles = per_element[element_class] * amount
+    memory_s = bytes_moved(op, precision) / device.memory_bytes_per_s
+    latency_s = max(cycles / device.clock_hz, memory_s) + device.node_overhead_s
+    if precision in _WEIGHT_ONLY:
+        unpacked_s = 2 * 4 * op.weights / device.memory_bytes_per_s
+        latency_s += max(per_element["dequantise_weight"] * op.weights / device.clock_hz, unpacked_s)
+    return latency_s
+
+
+def _describe(op: Operator, precision: Precision) -> str:
+    if precision in _WEIGHT_ONLY:
+        return f"estimated: MatMulNBits ({precision.weight_bits} bits) unpacked to float on every run"
+    if precision == FLOAT:
+        return "estimated: float kernel"
+    return "estimated: QLinearConv" if isinstance(op, Conv) else f"estimated: int8 {op.kind} kernel"
+
+
+def _interval_class(op: Operator, precision: Precision) -> IntervalClass:
+    if not isinstance(op, Conv | Gemm) or precision in _WEIGHT_ONLY:
+        return "untraced"
+    return "int8" if precision == INT8 else "float"
+
+
+def _row(device: DeviceClass, op: Operator, precision: Precision) -> Row:
+    latency_s = estimate_latency(device, op, precision)
+    factor = device.interval_factor[_interval_class(op, precision)]
+    return Row(
+        operator=op,
+        precision=precision,
+        realisation=_describe(op, precision),
+        native=precision not in _WEIGHT_ONLY,
+        source="estimated",
+        latency_s=latency_s,
+        interval_s=(latency_s / factor, latency_s * factor),
+    )
+
+
+def _precisions(op: Operator) -> tuple[Precision, ...]:
+    """What the runtime has a kernel for; quantising and dequantising exist at 8 bits only."""
+    if isinstance(op, Boundary) and op.function in ("quantize", "dequantize"):
+        return (INT8,)
+    if isinstance(op, Gemm):
+        return (FLOAT, INT8, *_WEIGHT_ONLY)
+    return (FLOAT, INT8)
+
+
+def estimate_profile(device: DeviceClass, operators: Iterable[Operator]) -> Profile:
+    """A profile of `device` for one thread, every row `source: estimated`; the same input gives the same bytes."""
+    rows = tuple(_row(device, op, precision) for op in dict.fromkeys(operators) for precision in _precisions(op))
+    unpacked = tuple(
+        Realisation(
+            kind=kind,
+            precision=Precision(bits, 8),
+            runs_as=INT8,
+            native=False,
+            description=f"{bits}-bit weights in storage, unpacked to int8 when the session loads",
+        )
+        for kind in ("conv", "gemm")
+        for bits in (4, 2)
+    )
+    return Profile(
+        device=device.name,
+        created=device.revised,
+        machine=Machine(
+            cpu=f"{device.cpu} (estimated)",
+            architecture=device.architecture,
+            features=device.features,
+            cores=device.cores,
+            cache_bytes=dict(device.cache_bytes),
+            system="no board: analytic model",
+        ),
+        int8_form=device.int8_form,
+        run_overhead_s=device.run_overhead_s,
+        noise_floor=0.0,
+        notes=(
+            f"estimated, not measured: an analytic model of {device.description}, one thread; use it for ratios and "
+            "ranking. To measure, run the same command on the board.",
+            *(f"{field}: {source}" for field, source in sorted(device.sources.items())),
+        ),
+        realisations=unpacked,
+        rows=rows,
+    )
