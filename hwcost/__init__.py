@@ -9,11 +9,97 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hwcost.errors import HwcostError as HwcostError
+    from hwcost.fit import FamilyReport as FamilyReport
+    from hwcost.fit import Fit as Fit
+    from hwcost.fit import fit_path as fit_path
+    from hwcost.fit import fit_profile as fit_profile
+    from hwcost.fit import read_fit as read_fit
+    from hwcost.fit import write_fit as write_fit
+    from hwcost.layer import CostLayer as CostLayer
+    from hwcost.lookup import METRICS as METRICS
+    from hwcost.lookup import LookupTable as LookupTable
+    from hwcost.lookup import build_table as build_table
+    from hwcost.ops import FLOAT as FLOAT
+    from hwcost.ops import INT8 as INT8
+    from hwcost.ops import Boundary as Boundary
+    from hwcost.ops import Conv as Conv
+    from hwcost.ops import Elementwise as Elementwise
+    from hwcost.ops import Gemm as Gemm
+    from hwcost.ops import Operator as Operator
+    from hwcost.ops import Pool as Pool
+    from hwcost.ops import Precision as Precision
+    from hwcost.predictors import load_predictor as load_predictor
+    from hwcost.predictors import predictor_names as predictor_names
+    from hwcost.predictors.base import Predictor as Predictor
+    from hwcost.pricing import CostModel as CostModel
+    from hwcost.pricing import Price as Price
+    from hwcost.pricing import Total as Total
+    from hwcost.pricing import load_cost_model as load_cost_model
+    from hwcost.profiles import Machine as Machine
     from hwcost.profiles import Profile as Profile
+    from hwcost.profiles import Row as Row
+    from hwcost.profiles import read_profile as read_profile
+    from hwcost.profiles import write_profile as write_profile
+    from hwcost.space import SKIP as SKIP
+    from hwcost.space import Architecture as Architecture
+    from hwcost.space import BlockChoice as BlockChoice
+    from hwcost.space import BlockSpec as BlockSpec
+    from hwcost.space import Layer as Layer
+    from hwcost.space import SearchSpace as SearchSpace
+    from hwcost.space import Stage as Stage
+    from hwcost.units import format_bytes as format_bytes
+    from hwcost.units import format_joules as format_joules
+    from hwcost.units import format_seconds as format_seconds
+    from hwcost.units import parse_bytes as parse_bytes
+    from hwcost.units import parse_joules as parse_joules
+    from hwcost.units import parse_seconds as parse_seconds
 
 _PUBLIC: dict[str, str] = {
     "HwcostError": "hwcost.errors",
+    "Fit": "hwcost.fit",
+    "FamilyReport": "hwcost.fit",
+    "fit_path": "hwcost.fit",
+    "fit_profile": "hwcost.fit",
+    "read_fit": "hwcost.fit",
+    "write_fit": "hwcost.fit",
+    "CostLayer": "hwcost.layer",
+    "METRICS": "hwcost.lookup",
+    "LookupTable": "hwcost.lookup",
+    "build_table": "hwcost.lookup",
+    "FLOAT": "hwcost.ops",
+    "INT8": "hwcost.ops",
+    "Boundary": "hwcost.ops",
+    "Conv": "hwcost.ops",
+    "Elementwise": "hwcost.ops",
+    "Gemm": "hwcost.ops",
+    "Operator": "hwcost.ops",
+    "Pool": "hwcost.ops",
+    "Precision": "hwcost.ops",
+    "load_predictor": "hwcost.predictors",
+    "predictor_names": "hwcost.predictors",
+    "Predictor": "hwcost.predictors.base",
+    "CostModel": "hwcost.pricing",
+    "Price": "hwcost.pricing",
+    "Total": "hwcost.pricing",
+    "load_cost_model": "hwcost.pricing",
+    "Machine": "hwcost.profiles",
     "Profile": "hwcost.profiles",
+    "Row": "hwcost.profiles",
+    "read_profile": "hwcost.profiles",
+    "write_profile": "hwcost.profiles",
+    "SKIP": "hwcost.space",
+    "Architecture": "hwcost.space",
+    "BlockChoice": "hwcost.space",
+    "BlockSpec": "hwcost.space",
+    "Layer": "hwcost.space",
+    "SearchSpace": "hwcost.space",
+    "Stage": "hwcost.space",
+    "format_bytes": "hwcost.units",
+    "format_joules": "hwcost.units",
+    "format_seconds": "hwcost.units",
+    "parse_bytes": "hwcost.units",
+    "parse_joules": "hwcost.units",
+    "parse_seconds": "hwcost.units",
 }
 
 

@@ -1,0 +1,351 @@
+"""From a profile to predictors: cross-validate them all, keep the best per family and precision, say how good it is.
+
+Rows are split so that near-identical operators never sit on both sides; few rows are left out one at a time. The
+chosen predictor is fitted again on every row, and its interval is calibrated on the errors it made while held out
+(split conformal prediction). What is needed to predict again is one safetensors file: arrays, and a JSON head.
+"""
+
+import json
+import math
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from hwcost.errors import FitError, HwcostError
+from hwcost.features import FEATURE_NAMES, SIZE_FEATURES, column, family, feature_matrix
+from hwcost.files import write_atomically
+from hwcost.ops import Precision
+from hwcost.predictors import load_predictor, predictor_names
+from hwcost.predictors.base import Calibration, Estimate, Predictor, State, Values, prefixed, take, unprefixed
+from hwcost.profiles import PrecisionField, Profile, Row, Source
+
+# 1: first version.
+FIT_VERSION: Final = 1
+
+BASELINES = ("flops", "roofline")
+"""Always reported beside the others; roofline is also what remains when a family has too few rows to compare."""
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+_SMALL_GAIN = 0.02  # a more complex predictor has to be better by this share
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what) after each family."""
+
+
+class PredictorErrors(BaseModel):
+    """Held-out errors of one predictor as shares of the true latency; `spearman` is None with fewer than 3 rows."""
+
+    model_config = _STRICT
+
+    predictor: str
+    mape: float
+    rmspe: float
+    within_5: float
+    within_10: float
+    spearman: float | None
+
+
+class FamilyReport(BaseModel):
+    """One family at one realised precision: how many rows, what was chosen, how all predictors did when held out.
+
+    `errors` is empty when the rows are too few (or too alike) to hold any out; `skipped` says why a predictor is
+    absent. `interval` is the half-width of the interval, as a share.
+    """
+
+    model_config = _STRICT
+
+    family: str
+    precision: PrecisionField
+    rows: int = Field(ge=1)
+    sources: tuple[Source, ...] = Field(min_length=1)
+    chosen: str
+    interval: float = Field(ge=0)
+    errors: tuple[PredictorErrors, ...] = ()
+    skipped: dict[str, str] = {}
+
+
+class _Head(BaseModel):
+    """The JSON head of the file."""
+
+    model_config = _STRICT
+
+    format: Literal["hwcost-fit"] = "hwcost-fit"
+    version: Literal[1] = FIT_VERSION
+    device: str
+    profile_digest: str
+    seed: int
+    folds: int
+    features: tuple[str, ...]
+    report: tuple[FamilyReport, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedFamily:
+    """The chosen predictor of one family and precision, its calibration, and its lines of the report."""
+
+    report: FamilyReport
+    predictor: Predictor
+    calibration: Calibration
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Everything fitted on one state of one profile."""
+
+    device: str
+    profile_digest: str
+    seed: int
+    folds: int
+    families: tuple[FittedFamily, ...]
+
+    @property
+    def report(self) -> tuple[FamilyReport, ...]:
+        """The error table, by family and precision."""
+        return tuple(entry.report for entry in self.families)
+
+    @cached_property
+    def _by_family(self) -> dict[tuple[str, Precision], FittedFamily]:
+        return {(entry.report.family, entry.report.precision): entry for entry in self.families}
+
+    def knows(self, name: str, precision: Precision) -> bool:
+        """Whether a family was fitted at a (realised) precision."""
+        return (name, precision) in self._by_family
+
+    def sources(self, name: str, precision: Precision) -> tuple[Source, ...]:
+        """The sources of the rows that a family was fitted on."""
+        return self._by_family[name, precision].report.sources
+
+    def predict(self, name: str, precision: Precision, features: Values) -> Estimate:
+        """Predict operators of one family, features [operators, features]."""
+        entry = self._by_family[name, precision]
+        return entry.predictor.predict(features, entry.calibration)
+
+
+def fit_profile(
+    profile: Profile,
+    *,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    folds: int = 5,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit the predictors called `names` (all by default; the two baselines always) on every family of a profile.
+
+    Raises `FitError` for fewer than 2 folds, `UnknownPredictorError` for a name.
+    """
+    if folds < 2:
+        raise FitError(f"cross-validation needs at least 2 folds, got {folds}")
+    wanted = set(predictor_names() if names is None else names) | set(BASELINES)
+    classes = {name: load_predictor(name) for name in sorted(wanted - set(predictor_names()))}  # refuses unknown names
+    classes = {name: load_predictor(name) for name in predictor_names() if name in wanted}
+    groups: defaultdict[tuple[str, Precision], list[Row]] = defaultdict(list)
+    for row in profile.rows:
+        groups[family(row.operator), profile.realised_as(row.operator, row.precision)].append(row)
+    families: list[FittedFamily] = []
+    for (name, precision), rows in sorted(groups.items()):
+        families.append(_fit_family(name, precision, rows, profile, classes, seed, folds))
+        if progress is not None:
+            progress(len(families), len(groups), f"{name} {precision}")
+    return Fit(profile.device, profile.digest, seed, folds, tuple(families))
+
+
+def _generator(seed: int, *parts: object) -> np.random.Generator:
+    """Independent of the order in which families, predictors and folds are fitted."""
+    return np.random.default_rng([seed, zlib.crc32("/".join(map(str, parts)).encode())])
+
+
+def _fit_family(
+    name: str,
+    precision: Precision,
+    rows: Sequence[Row],
+    profile: Profile,
+    classes: dict[str, type[Predictor]],
+    seed: int,
+    folds: int,
+) -> FittedFamily:
+    features = feature_matrix((row.operator, precision) for row in rows)
+    latency_s = np.array([row.latency_s for row in rows])
+    held_out = _folds(features, folds, _generator(seed, name, precision))
+    residuals: dict[str, Values] = {}
+    skipped: dict[str, str] = {}
+    for predictor, kind in classes.items():
+        try:
+            residuals[predictor] = _held_out_residuals(kind, features, latency_s, held_out, seed, f"{name}/{precision}")
+        except FitError as error:
+            skipped[predictor] = str(error)
+    errors = tuple(_errors(predictor, residual, latency_s) for predictor, residual in residuals.items())
+    chosen = _choose(residuals)
+    fitted = classes[chosen].fit(features, latency_s, _generator(seed, name, precision, chosen))
+    calibration = Calibration.of(features, residuals.get(chosen, np.zeros(0)), profile.noise_floor, _systematic(rows))
+    report = FamilyReport(
+        family=name,
+        precision=precision,
+        rows=len(rows),
+        sources=tuple(sorted({row.source for row in rows})),
+        chosen=chosen,
+        interval=math.expm1(calibration.log_width + max(calibration.systematic)),
+        errors=errors,
+        skipped=skipped,
+    )
+    return FittedFamily(report, fitted, calibration)
+
+
+def _folds(features: Values, folds: int, generator: np.random.Generator) -> tuple[NDArray[np.bool_], ...]:
+    """Masks of the held-out rows, one per fold; empty when nothing can be held out.
+
+    Operators whose sizes and windows fall into the same cell of half a natural logarithm go together; with at most
+    twice as many such groups as folds, each group is held out alone.
+    """
+    sizes = features[:, [column(name) for name in (*SIZE_FEATURES, "kernel_height", "kernel_width")]]
+    _, group = np.unique(np.round(sizes * 2), axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    count = int(group.max()) + 1
+    if count < 2:
+        return ()
+    order = generator.permutation(count)
+    fold = order if count <= 2 * folds else order % folds
+    return tuple(fold[group] == index for index in range(int(fold.max()) + 1))
+
+
+def _held_out_residuals(
+    kind: type[Predictor],
+    features: Values,
+    latency_s: Values,
+    held_out: tuple[NDArray[np.bool_], ...],
+    seed: int,
+    what: str,
+) -> Values:
+    """Log predicted minus log true of every row while it was held out; raises `FitError` when there are too few."""
+    if not held_out:
+        raise FitError(f"too few distinct operators to hold any out, got {len(latency_s)} rows: profile more operators")
+    residuals = np.zeros(len(latency_s))
+    for index, mask in enumerate(held_out):
+        generator = _generator(seed, what, kind.name, index)
+        fitted = kind.fit(features[~mask], latency_s[~mask], generator)
+        residuals[mask] = fitted.log_latency(features[mask]) - np.log(latency_s[mask])
+    return residuals
+
+
+def _errors(predictor: str, residuals: Values, latency_s: Values) -> PredictorErrors:
+    relative = np.abs(np.expm1(np.clip(residuals, -50, 50)))
+    predicted = np.exp(residuals) * latency_s
+    return PredictorErrors(
+        predictor=predictor,
+        mape=float(relative.mean()),
+        rmspe=float(np.sqrt((relative**2).mean())),
+        within_5=float((relative <= 0.05).mean()),
+        within_10=float((relative <= 0.10).mean()),
+        spearman=_spearman(predicted, latency_s),
+    )
+
+
+def _ranks(values: Values) -> Values:
+    """Ranks with ties averaged."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: Values = (last - (counts - 1) / 2)[inverse.reshape(-1)]
+    return ranks
+
+
+def _spearman(first: Values, second: Values) -> float | None:
+    if len(first) < 3:
+        return None
+    ranks = np.stack([_ranks(first), _ranks(second)])
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    norm = float(np.sqrt((ranks**2).sum(axis=1).prod()))
+    return None if norm == 0 else float((ranks[0] * ranks[1]).sum() / norm)
+
+
+def _choose(residuals: dict[str, Values]) -> str:
+    """The smallest mean |log-residual|, outliers cut at a factor of two; a more complex one has to earn its place."""
+    chosen, best = BASELINES[1], math.inf
+    for predictor, residual in residuals.items():
+        error = float(np.minimum(np.abs(residual), math.log(2.0)).mean())
+        if error < best * (1 - _SMALL_GAIN):
+            chosen, best = predictor, error
+    return chosen
+
+
+def _systematic(rows: Sequence[Row]) -> tuple[float, float]:
+    """What held-out residuals cannot show: rows that were not measured share the error of what made them, which is
+    their own interval (the median of its log-widths). Measured rows have none."""
+    widths = [
+        (math.log(row.latency_s / row.interval_s[0]), math.log(row.interval_s[1] / row.latency_s))
+        for row in rows
+        if row.source != "measured"
+    ]
+    if not widths:
+        return 0.0, 0.0
+    below, above = np.median(np.array(widths), axis=0).tolist()
+    return below, above
+
+
+def fit_path(profile_path: Path) -> Path:
+    """Where the fit of a profile lies: `rpi4.json` -> `rpi4.fit.safetensors`, beside it."""
+    return profile_path.with_name(f"{profile_path.name.removesuffix('.json')}.fit.safetensors")
+
+
+def write_fit(fit: Fit, path: Path) -> None:
+    """Write whole or not at all; the same fit gives the same bytes. Raises `OSError`."""
+    arrays: State = {}
+    for entry in fit.families:
+        prefix = f"{entry.report.family}/{entry.report.precision}"
+        arrays |= prefixed(f"{prefix}/predictor", entry.predictor.state())
+        calibration = entry.calibration
+        arrays[f"{prefix}/calibration.widths"] = np.array([calibration.log_width, *calibration.systematic])
+        arrays[f"{prefix}/calibration.range"] = np.stack([calibration.lows, calibration.highs])
+    head = _Head(
+        device=fit.device,
+        profile_digest=fit.profile_digest,
+        seed=fit.seed,
+        folds=fit.folds,
+        features=FEATURE_NAMES,
+        report=fit.report,
+    )
+    contiguous = {name: np.array(array, order="C") for name, array in sorted(arrays.items())}
+    write_atomically(path, save(contiguous, metadata={"hwcost": head.model_dump_json()}))
+
+
+def read_fit(path: Path) -> Fit:
+    """Read and validate; raises `FitError` naming the file and what to do."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise FitError(f"no fit at {path}: make it with `hwcost fit`") from None
+    except OSError as error:
+        raise FitError(f"cannot read fit {path}: {error.strerror}") from error
+    try:
+        arrays = load(data)
+        length = int.from_bytes(data[:8], "little")
+        text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("hwcost", "")
+        head = _Head.model_validate_json(text)
+        if head.features != FEATURE_NAMES:
+            raise FitError(f"it was fitted on other features, {len(head.features)} instead of {len(FEATURE_NAMES)}")
+        families = tuple(_restore(report, arrays) for report in head.report)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the head"
+        raise FitError(
+            f"{path} is not a fit of version {FIT_VERSION}: {where}: {first['msg']}; run `hwcost fit` again"
+        ) from None
+    except (SafetensorError, ValueError, KeyError, HwcostError) as error:
+        raise FitError(f"{path} is not a fit that can be read: {error}; run `hwcost fit` again") from error
+    return Fit(head.device, head.profile_digest, head.seed, head.folds, families)
+
+
+def _restore(report: FamilyReport, arrays: State) -> FittedFamily:
+    prefix = f"{report.family}/{report.precision}"
+    predictor = load_predictor(report.chosen).from_state(unprefixed(f"{prefix}/predictor", arrays))
+    widths = take(arrays, f"{prefix}/calibration.widths", 3).tolist()
+    lows, highs = take(arrays, f"{prefix}/calibration.range", 2, len(FEATURE_NAMES))
+    return FittedFamily(report, predictor, Calibration(widths[0], (widths[1], widths[2]), lows, highs))
