@@ -1,0 +1,186 @@
+"""A client's local work, free of any federation: training shared weights and gates, and judging a network.
+
+Weights learn on the decided path; in the warm-up, random members of the space are trained in between (after the
+sandwich rule of arXiv 1903.05134), so that no choice is judged on weights that never worked together. Gates learn from
+straight-through samples on batches of their own while the weights stand still, as in first-order DARTS (arXiv 1806.09055).
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faqs.data import Dataset
+from faqs.preference import METRIC_OF, Preference, reference_costs
+from faqs.superkernel import Gates
+from faqs.supernet import DecidedNet, SuperNet, local_tensors, recalibrate, shared_tensors
+from hwcost import SKIP, Architecture, CostLayer, LookupTable, SearchSpace
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Of one client's local round. `gate_share` gate steps are taken per weight step."""
+
+    batch_size: int = 32
+    local_epochs: int = 2
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    gate_learning_rate: float = 0.05
+    gate_share: float = 0.5
+    gate_temperature: float = 1.0
+
+
+def batches(data: Dataset, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch in random order; a last batch of a single sample is left out (batch norm needs two)."""
+    order = torch.randperm(len(data.labels), generator=generator)
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        if len(chosen) > 1:
+            yield images[chosen], labels[chosen]
+
+
+def initial_logits(space: SearchSpace) -> Tensor:
+    """Gate logits [blocks, choices], -inf where illegal: a slight preference for more weights and bits, so that an
+    untrained projection takes the largest network that the budgets allow."""
+    logits = torch.full((len(space.blocks), len(space.choices)), -math.inf)
+    for block in space.blocks:
+        for index, choice in enumerate(space.choices):
+            if space.legal(block, choice):
+                capacity = 1.0 if choice == SKIP else float(choice.kernel * choice.expansion * choice.weight_bits)
+                logits[block.index, index] = 0.02 * math.log2(capacity)
+    return logits
+
+
+def choice_scores(logits: Tensor, decided: Architecture | None, space: SearchSpace, hysteresis: float) -> np.ndarray:
+    """Log-probabilities [blocks, choices] for the projection; the standing decision is worth `hysteresis` more."""
+    scores = torch.log_softmax(logits.detach().double(), dim=1).numpy().copy()
+    scores[np.isneginf(scores)] = 0.0  # illegal choices are never taken
+    if decided is not None:
+        for block, choice in enumerate(decided):
+            scores[block, space.choices.index(choice)] += hysteresis
+    return scores
+
+
+def random_architecture(space: SearchSpace, generator: torch.Generator) -> Architecture:
+    """A uniform draw per block over its legal choices."""
+    picked = []
+    for block in space.blocks:
+        legal = [choice for choice in space.choices if space.legal(block, choice)]
+        picked.append(legal[int(torch.randint(len(legal), (1,), generator=generator))])
+    return tuple(picked)
+
+
+def train_weights(
+    supernet: SuperNet,
+    decided: Architecture,
+    data: Dataset,
+    settings: Hyperparameters,
+    learning_rate: float,
+    explore: bool,
+    generator: torch.Generator,
+) -> float:
+    """Train the shared weights and local layers; returns the mean loss on the decided path.
+
+    `explore`: every step also descends the loss of one random member of the space.
+    """
+    supernet.train()
+    gates = supernet.hard_gates(decided)
+    optimiser = torch.optim.SGD(
+        [{"params": list(shared_tensors(supernet).values()), "weight_decay": settings.weight_decay},
+         {"params": [p for n, p in supernet.named_parameters() if n in local_tensors(supernet)]}],
+        lr=learning_rate,
+        momentum=settings.momentum,
+    )  # fmt: skip
+    losses: list[float] = []
+    for _ in range(settings.local_epochs):
+        for images, labels in batches(data, settings.batch_size, generator):
+            optimiser.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(supernet(images, gates), labels)
+            losses.append(float(loss.detach()))
+            loss.backward()  # type: ignore[no-untyped-call]
+            if explore:
+                other = supernet.hard_gates(random_architecture(supernet.space, generator))
+                functional.cross_entropy(supernet(images, other), labels).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
+            optimiser.step()
+    return float(np.mean(losses)) if losses else math.nan
+
+
+def train_gates(
+    supernet: SuperNet,
+    logits: Tensor,
+    data: Dataset,
+    table: LookupTable,
+    preference: Preference,
+    settings: Hyperparameters,
+    generator: torch.Generator,
+) -> Tensor:
+    """New gate logits after some steps of the Pareto loss on straight-through samples; the network is left unchanged.
+
+    Loss: cross-entropy + sum_i w_i log(E[cost_i] / cost_i of the largest network), E over softmax(logits).
+    """
+    steps = math.ceil(settings.gate_share * settings.local_epochs * math.ceil(len(data.labels) / settings.batch_size))
+    legal = torch.from_numpy(table.legal)
+    free = torch.where(legal, logits, torch.zeros_like(logits)).clone().requires_grad_(True)
+    optimiser = torch.optim.Adam([free], lr=settings.gate_learning_rate, betas=(0.5, 0.999))
+    costs, references = CostLayer(table), reference_costs(table, list(preference.weights))
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    supernet.train().requires_grad_(False)
+    epochs = (batches(data, settings.batch_size, generator) for _ in range(steps))
+    for images, labels in itertools.islice(itertools.chain.from_iterable(epochs), steps):
+        masked = torch.where(legal, free, torch.full_like(free, -math.inf))
+        gates = [Gates.sample(supernet.space, row, settings.gate_temperature, generator) for row in masked]
+        loss = functional.cross_entropy(supernet(images, gates), labels)
+        if preference.weights:
+            expected = costs(torch.softmax(masked, dim=1).double())
+            for name, weight in preference.weights.items():
+                loss = loss + weight * torch.log(expected[METRIC_OF[name]] / references[name]).to(loss.dtype)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    supernet.requires_grad_(True)
+    supernet.load_state_dict(before)
+    return torch.where(legal, free.detach(), torch.full_like(logits, -math.inf))
+
+
+def fine_tune(
+    network: DecidedNet, data: Dataset, settings: Hyperparameters, epochs: int, generator: torch.Generator
+) -> None:
+    """Personalise a decided network on its client's own data (cosine learning rate from a fifth of the federation's),
+    then recompute its batch-norm statistics."""
+    optimiser = torch.optim.SGD(
+        network.parameters(), lr=settings.learning_rate / 5, momentum=settings.momentum, weight_decay=0.0
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(epochs, 1))
+    network.train()
+    for _ in range(epochs):
+        for images, labels in batches(data, settings.batch_size, generator):
+            optimiser.zero_grad(set_to_none=True)
+            functional.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimiser.step()
+        schedule.step()
+    recalibrate(network, (images for images, _ in batches(data, 64, generator)), network)
+    network.eval()
+
+
+@torch.no_grad()
+def accuracy(network: DecidedNet, data: Dataset, batch_size: int = 256) -> float:
+    """Share of the images whose class is predicted."""
+    network.eval()
+    return float((predictions(network, data.images, batch_size) == data.labels).mean())
+
+
+@torch.no_grad()
+def predictions(network: DecidedNet, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Class per image, int64 [n]."""
+    network.eval()
+    chunks: Sequence[Tensor] = torch.from_numpy(images).split(batch_size)
+    return torch.cat([network(chunk).argmax(dim=1) for chunk in chunks]).numpy()
