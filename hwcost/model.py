@@ -1,0 +1,217 @@
+"""Reading an ONNX model as the operators that the runtime really executes.
+
+What costs time is not the graph in the file but the one the runtime makes of it, so the runtime optimises it first:
+`executed` is the graph of this machine, blocked layouts and all; `portable` stops before layouts, for a device that is
+not here. Every tensor's shape and type come from one run of the optimised graph, since its own dialects
+(`com.microsoft`, `com.microsoft.nchwc`) carry none. Nodes then become operators, shapes in NCHW words whatever the
+layout in memory. A node that is no known operator is named, never left out.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
+
+from hwcost.errors import ModelError
+from hwcost.nodes import Graph, Tensor, map_node
+from hwcost.ops import Operator, Precision
+
+Layout = Literal["executed", "portable"]
+Feeds = dict[str, NDArray[Any]]
+
+_RUNTIME_ERRORS: Final = (
+    runtime_state.Fail,
+    runtime_state.InvalidArgument,
+    runtime_state.InvalidGraph,
+    runtime_state.InvalidProtobuf,
+    runtime_state.NotImplemented,
+    runtime_state.RuntimeException,
+    RuntimeError,
+)
+_LEVELS: Final = {
+    "executed": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "portable": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+}
+
+
+@dataclass(frozen=True)
+class ModelLayers:
+    """What a model executes: (node name, operator, precision) in order of execution.
+
+    `uncovered` names the nodes that are no known operator; `uncovered_share` is their part of all tensor elements
+    that nodes read and write, the only measure of size that such nodes have.
+    """
+
+    layers: tuple[tuple[str, Operator, Precision], ...]
+    uncovered: tuple[str, ...]
+    uncovered_share: float
+
+
+def load_model(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> onnx.ModelProto:
+    """The model with every input's shape fixed by `shapes` (input name -> sizes) or by the file.
+
+    Raises `ModelError` when it is missing, unreadable, without outputs, or when a shape stays unknown.
+    """
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"no model at {error.filename or path}: give the path of an ONNX file") from None
+    except OSError as error:
+        raise ModelError(f"cannot read model {path}: {error.strerror}") from error
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"{path} is not an ONNX model ({error}): export it again") from None
+    if not model.graph.output:
+        raise ModelError(f"a model has at least one output, got none in {path}: export it again")
+    wanted = dict(shapes or {})
+    inputs = _inputs(model)
+    for name in wanted.keys() - {value.name for value in inputs}:
+        raise ModelError(
+            f"{path} has no input {name!r}: its inputs are {', '.join(value.name for value in inputs) or 'none'}"
+        )
+    for value in inputs:
+        _fix_shape(path, value, wanted.get(value.name))
+    return model
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
+def _fix_shape(path: Path, value: onnx.ValueInfoProto, shape: tuple[int, ...] | None) -> None:
+    if not value.type.HasField("tensor_type"):
+        raise ModelError(
+            f"the inputs of a model are tensors, input {value.name!r} of {path} is not: it cannot be run here"
+        )
+    tensor = value.type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in tensor.shape.dim]
+    given = ",".join(dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim)
+    if shape is None:
+        if not tensor.HasField("shape") or any(size < 1 for size in dims):
+            example = ",".join(str(size) for size in (d or 1 for d in dims)) or "1,3,224,224"
+            raise ModelError(
+                f"a cost needs fixed shapes, input {value.name!r} of {path} is [{given}]: "
+                f"give it with --shape {value.name}={example}"
+            )
+        return
+    fits = not dims or (len(dims) == len(shape) and all(a in (0, b) for a, b in zip(dims, shape, strict=True)))
+    if not fits or min(shape, default=1) < 1:
+        raise ModelError(
+            f"input {value.name!r} of {path} is [{given}], got --shape {value.name}={','.join(map(str, shape))}"
+        )
+    tensor.shape.CopyFrom(
+        onnx.TensorShapeProto(dim=[onnx.TensorShapeProto.Dimension(dim_value=size) for size in shape])
+    )
+
+
+def example_feeds(model: onnx.ModelProto, seed: int) -> Feeds:
+    """An input for every fixed-shape input of `load_model`: normal numbers for floats, zeros for the rest."""
+    rng = np.random.default_rng(seed)
+    feeds: Feeds = {}
+    for value in _inputs(model):
+        tensor = value.type.tensor_type
+        shape = [dim.dim_value for dim in tensor.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        floating = np.issubdtype(dtype, np.floating)
+        feeds[value.name] = (rng.standard_normal(shape) if floating else np.zeros(shape)).astype(dtype)
+    return feeds
+
+
+def _options(level: ort.GraphOptimizationLevel) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return options
+
+
+def _optimise(path: Path, model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
+    """The graph that the runtime makes of a model; raises `ModelError` where it refuses the model."""
+    options = _options(_LEVELS[layout])
+    if layout == "portable":  # keeps int8 activations as they are: rewriting them to uint8 is this CPU's preference
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
+        target = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(target)
+        try:
+            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except _RUNTIME_ERRORS as error:
+            raise ModelError(f"onnxruntime refuses {path}: {error}: repair or export the model again") from None
+        return onnx.load(target)
+
+
+def _observe(path: Path, model: onnx.ModelProto, feeds: Feeds) -> dict[str, Tensor]:
+    """Shape and type of every tensor of an optimised graph, from running it once as it stands."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    kept = {constant.name for constant in probe.graph.initializer} | feeds.keys()
+    for value in [value for value in probe.graph.input if value.name not in kept]:
+        probe.graph.input.remove(value)  # of a constant that the optimiser made needless
+    present = {value.name for value in probe.graph.output}
+    names = [name for node in probe.graph.node for name in node.output if name]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    try:
+        options = _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+        session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        outputs = [value.name for value in session.get_outputs()]
+        values = dict(zip(outputs, session.run(outputs, feeds), strict=True))
+    except _RUNTIME_ERRORS as error:
+        raise ModelError(f"onnxruntime cannot run {path} once to see its shapes: {error}") from None
+    seen = {**feeds, **{name: value for name, value in values.items() if isinstance(value, np.ndarray)}}
+    tensors = {name: Tensor(value.shape, value.dtype.name) for name, value in seen.items()}
+    for constant in model.graph.initializer:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(constant.data_type).name
+        tensors[constant.name] = Tensor(tuple(constant.dims), dtype)
+    return tensors
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or next((name for name in node.output if name), "unnamed")
+
+
+def _elements(graph: Graph, node: onnx.NodeProto) -> int:
+    names = [name for name in (*node.input, *node.output) if name in graph.tensors]
+    return sum(graph.tensors[name].elements for name in names)
+
+
+def _origins(path: Path, model: onnx.ModelProto, feeds: Feeds) -> dict[str, Operator]:
+    """Output name -> first operator of every node that the portable graph makes."""
+    portable = _optimise(path, model, "portable")
+    graph = Graph(portable, _observe(path, portable, feeds), {})
+    mapped = ((node, map_node(graph, node)) for node in portable.graph.node)
+    return {node.output[0]: layers[0][0] for node, layers in mapped if layers}
+
+
+def read_model(
+    path: Path, *, shapes: Mapping[str, tuple[int, ...]] | None = None, layout: Layout = "executed"
+) -> ModelLayers:
+    """The operators that a model executes, in order; `layout` as this module's head says.
+
+    `shapes` gives sizes for the inputs that the file leaves open. Raises `ModelError`.
+    """
+    model = load_model(path, shapes)
+    feeds = example_feeds(model, seed=0)
+    optimised = _optimise(path, model, layout)
+    blocked = any(node.domain == "com.microsoft.nchwc" for node in optimised.graph.node)
+    origins = _origins(path, model, feeds) if blocked else {}
+    graph = Graph(optimised, _observe(path, optimised, feeds), origins)
+    layers: list[tuple[str, Operator, Precision]] = []
+    uncovered: list[str] = []
+    lost = total = 0
+    for node in optimised.graph.node:
+        mapped, elements = map_node(graph, node), _elements(graph, node)
+        total += elements
+        if mapped is None:
+            uncovered.append(f"{node.op_type} {_name(node)}")
+            lost += elements
+        else:
+            layers += [(_name(node), op, precision) for op, precision in mapped]
+    return ModelLayers(tuple(layers), tuple(uncovered), lost / max(total, 1))

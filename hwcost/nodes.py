@@ -1,0 +1,326 @@
+"""What a node of an optimised graph executes, in hwcost's operators.
+
+The runtime's own dialects are covered as far as it makes them of convolutional networks: blocked
+(`com.microsoft.nchwc`) and channels-last kernels, fused activations and residuals, quantised kernels. Shapes come out
+in NCHW words whatever the layout in memory, so that a layer has one key on every machine. What is no known operator is
+None, never a guess.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import onnx
+
+from hwcost.errors import InvalidOperatorError, UnsupportedPrecisionError
+from hwcost.ops import FLOAT, INT8, ActivationName, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision
+from hwcost.space import Layer
+
+_ACTIVATIONS: Final[dict[str, ActivationName]] = {
+    "": "none",
+    "Relu": "relu",
+    "Clip": "clip",
+    "Sigmoid": "sigmoid",
+    "HardSwish": "hardswish",
+    "HardSigmoid": "hardsigmoid",
+    "Tanh": "tanh",
+    "LeakyRelu": "leakyrelu",
+}
+_PRECISION_OF_TYPE: Final = {"float32": FLOAT, "int8": INT8, "uint8": INT8}
+_NCHW_TO_NHWC, _NHWC_TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What one run says of a tensor; `dtype` is numpy's name."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class _Unmapped(Exception):
+    """A node that is no known operator; caught where nodes are walked through, and named there."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An optimised graph with its observed tensors. `origins`: the portable graph's operators by output name, which
+    tell the true channels where blocked layouts pad them."""
+
+    model: onnx.ModelProto
+    tensors: dict[str, Tensor]
+    origins: dict[str, Operator]
+
+    @cached_property
+    def constants(self) -> frozenset[str]:
+        """Tensors that no input influences."""
+        names = {tensor.name for tensor in self.model.graph.initializer}
+        for node in self.model.graph.node:
+            if all(not name or name in names for name in node.input) and not any(
+                a.HasField("g") for a in node.attribute
+            ):
+                names.update(node.output)
+        return frozenset(names)
+
+    @cached_property
+    def channels_last(self) -> frozenset[str]:
+        """Tensors laid out as NHWC, followed from the kernels and transposes that make them."""
+        names: set[str] = set()
+        for node in self.model.graph.node:
+            attributes = _attributes(node)
+            if node.op_type == "Transpose":
+                last = tuple(attributes.get("perm", ())) == _NCHW_TO_NHWC
+            elif node.op_type in _FOLLOWS_LAYOUT:
+                last = any(name in names for name in node.input)
+            else:
+                last = bool(attributes.get("channels_last")) or node.op_type.startswith("Nhwc")
+            if last and node.op_type != "ReorderInput":
+                names.update(node.output)
+        return frozenset(names)
+
+    def tensor(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise _Unmapped
+        return self.tensors[name]
+
+    def words(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, in NCHW words whatever its layout."""
+        shape = self.tensor(name).shape
+        if name in self.channels_last and len(shape) == 4:
+            return tuple(shape[axis] for axis in _NHWC_TO_NCHW)
+        return shape
+
+    def origin(self, node: onnx.NodeProto) -> Operator | None:
+        """What a blocked node was before it was blocked; the runtime names it after the tensor it makes."""
+        return self.origins.get(node.name.removesuffix("_nchwc")) if node.domain == "com.microsoft.nchwc" else None
+
+    def precision(self, name: str) -> Precision:
+        """Float or int8 by a tensor's type."""
+        precision = _PRECISION_OF_TYPE.get(self.tensor(name).dtype)
+        if precision is None:
+            raise _Unmapped
+        return precision
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _activation(attributes: Mapping[str, Any]) -> ActivationName:
+    name = attributes.get("activation", b"")
+    activation = _ACTIVATIONS.get(name.decode() if isinstance(name, bytes) else str(name))
+    if activation is None:
+        raise _Unmapped
+    return activation
+
+
+def _plane(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """(batch, channels, height, width); a line is a plane of height 1."""
+    if len(shape) == 3:
+        return shape[0], shape[1], 1, shape[2]
+    if len(shape) != 4:
+        raise _Unmapped
+    return shape[0], shape[1], shape[2], shape[3]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Kernel, stride and dilation (height, width) and pads (top, left, bottom, right) that give the observed output."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[int, int, int, int]
+
+
+def _window(
+    attributes: Mapping[str, Any], kernel: tuple[int, ...], before: tuple[int, int], after: tuple[int, int]
+) -> _Window:
+    """Padding is derived from the sizes before and after wherever the file leaves it to the runtime."""
+    rank = len(kernel)
+    stride, dilation = (tuple(attributes.get(name) or (1,) * rank) for name in ("strides", "dilations"))
+    pads = tuple(attributes.get("pads") or (0,) * (2 * rank))
+    if rank == 1:
+        kernel, stride, dilation, pads = (1, *kernel), (1, *stride), (1, *dilation), (0, pads[0], 0, pads[1])
+    if len(kernel) != 2:
+        raise _Unmapped
+    upper = attributes.get("auto_pad", b"NOTSET") != b"SAME_LOWER"
+    low, high = [pads[0], pads[1]], [pads[2], pads[3]]
+    for axis in (0, 1):
+        needed = (after[axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1 - before[axis]
+        if attributes.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER"):
+            half = max(needed, 0) // 2
+            low[axis], high[axis] = (half, max(needed, 0) - half) if upper else (max(needed, 0) - half, half)
+        high[axis] = max(high[axis], needed - low[axis])  # a window that ceil_mode lets hang over the edge
+    return _Window(
+        (kernel[0], kernel[1]), (stride[0], stride[1]), (dilation[0], dilation[1]), (low[0], low[1], high[0], high[1])
+    )
+
+
+def _conv(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    attributes = _attributes(node)
+    quantised = node.op_type == "QLinearConv"
+    precision = INT8 if quantised else graph.precision(node.input[0])
+    activation = _activation(attributes)
+    origin = graph.origin(node)
+    if isinstance(origin, Conv):
+        conv = replace(origin, activation=activation)
+    else:
+        batch, in_channels, height, width = _plane(graph.words(node.input[0]))
+        _, _, out_height, out_width = _plane(graph.words(node.output[0]))
+        shape = graph.tensor(node.input[3 if quantised else 1]).shape
+        window = _window(attributes, shape[2:], (height, width), (out_height, out_width))
+        groups = int(attributes.get("group", 1))
+        sizes = (window.kernel, window.stride, window.pads, window.dilation)
+        conv = Conv(in_channels, shape[0], height, width, *sizes, groups, activation, batch)
+    yield conv, precision
+    if not quantised and len(node.input) > 3 and node.input[3]:  # a residual that is added inside the kernel
+        yield Elementwise("add", (conv.batch, conv.out_channels, conv.output_height, conv.output_width)), precision
+
+
+def _gemm(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    attributes = _attributes(node)
+    quantised = node.op_type in ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+    place = {"QGemm": 3, "QLinearMatMul": 3}.get(node.op_type, 1)
+    left, right, out = graph.tensor(node.input[0]), graph.tensor(node.input[place]), graph.tensor(node.output[0])
+    if node.input[place] not in graph.constants or math.prod(right.shape[:-2]) != 1 or len(right.shape) < 2:
+        raise _Unmapped
+    transposed = bool(attributes.get("transB"))
+    k, n = right.shape[-2:] if not transposed else right.shape[:-3:-1]
+    if left.elements % k or out.elements % n:
+        raise _Unmapped
+    precision = INT8 if quantised else graph.precision(node.input[0])
+    yield Gemm(out.elements // n, k, n, _activation(attributes)), precision
+
+
+def _gemm_bits(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    attributes = _attributes(node)
+    k, n = int(attributes["K"]), int(attributes["N"])
+    if graph.precision(node.input[0]) != FLOAT:
+        raise _Unmapped
+    yield Gemm(graph.tensor(node.input[0]).elements // k, k, n), Precision(int(attributes.get("bits", 4)), 32)
+
+
+def _pool(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    attributes = _attributes(node)
+    precision = graph.precision(node.input[0])
+    origin = graph.origin(node)
+    if isinstance(origin, Pool):
+        yield origin, precision
+        return
+    batch, channels, height, width = _plane(graph.words(node.input[0]))
+    maximum = "Max" in node.op_type
+    if "Global" in node.op_type:
+        function: Literal["global_max", "global_average"] = "global_max" if maximum else "global_average"
+        yield Pool(function, channels, height, width, (height, width), batch=batch), precision
+        return
+    _, _, out_height, out_width = _plane(graph.words(node.output[0]))
+    window = _window(attributes, tuple(attributes["kernel_shape"]), (height, width), (out_height, out_width))
+    if window.dilation != (1, 1):
+        raise _Unmapped
+    yield (
+        Pool(
+            "max" if maximum else "average", channels, height, width, window.kernel, window.stride, window.pads, batch
+        ),
+        precision,
+    )
+
+
+def _reduce_mean(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    """A mean over the plane is a global average pool; any other mean is not known."""
+    shape = graph.words(node.input[0])
+    axes: tuple[int, ...] = tuple(_attributes(node).get("axes", ()))
+    if len(node.input) > 1:
+        constants = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+        if node.input[1] not in constants:
+            raise _Unmapped
+        axes = tuple(onnx.numpy_helper.to_array(constants[node.input[1]]).tolist())
+    spatial = {1, 2} if node.input[0] in graph.channels_last else {2, 3}
+    if len(shape) != 4 or {axis % 4 for axis in axes} != spatial:
+        raise _Unmapped
+    yield Pool("global_average", shape[1], *shape[2:], shape[2:], batch=shape[0]), graph.precision(node.input[0])
+
+
+def _batch_norm(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    """A scale and a shift per channel, one multiply-accumulate an element: what the runtime itself makes of it where it
+    blocks layouts, a 1x1 depthwise convolution."""
+    batch, channels, height, width = _plane(graph.words(node.input[0]))
+    yield Conv(channels, channels, height, width, (1, 1), groups=channels, batch=batch), graph.precision(node.input[0])
+
+
+def _elementwise(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    """An operand that is broadcast is priced as if it had the output's size: slightly high, never nothing."""
+    if node.op_type == "Sum" and len(node.input) != 2:
+        raise _Unmapped
+    yield Elementwise(_ELEMENTWISE[node.op_type], graph.words(node.output[0])), graph.precision(node.output[0])
+
+
+def _boundary(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    function, shape = _BOUNDARY[node.op_type], graph.words(node.input[0])
+    if function in ("quantize", "dequantize"):
+        yield Boundary(function, shape), INT8
+    elif function == "transpose":
+        shape = graph.tensor(node.input[0]).shape
+        permutation = tuple(_attributes(node).get("perm") or reversed(range(len(shape))))
+        yield Boundary("transpose", shape, permutation), graph.precision(node.input[0])
+    elif function == "reorder_output":
+        channels = int(_attributes(node)["channels"])
+        yield Boundary("reorder_output", (shape[0], channels, *shape[2:])), graph.precision(node.input[0])
+    elif function == "reorder_input" and _attributes(node).get("channels_last"):
+        batch, height, width, channels = graph.tensor(node.input[0]).shape
+        yield Boundary(function, (batch, channels, height, width)), graph.precision(node.input[0])
+    else:
+        yield Boundary(function, shape), graph.precision(node.input[0])
+
+
+def _metadata(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    """Changes of shape alone: what they cost does not depend on the type of number."""
+    tensor = graph.tensor(node.input[0])
+    yield Boundary("reshape", tensor.shape), _PRECISION_OF_TYPE.get(tensor.dtype, FLOAT)
+
+
+_ELEMENTWISE: Final[dict[str, Any]] = {
+    "Add": "add", "Sub": "add", "Sum": "add", "Mul": "mul", "QLinearAdd": "add", "QLinearMul": "mul",
+    "Relu": "relu", "Clip": "clip", "Sigmoid": "sigmoid", "QLinearSigmoid": "sigmoid", "HardSwish": "hardswish",
+    "HardSigmoid": "hardsigmoid", "Tanh": "tanh", "LeakyRelu": "leakyrelu", "QLinearLeakyRelu": "leakyrelu",
+    "Concat": "concat", "QLinearConcat": "concat", "Softmax": "softmax", "QLinearSoftmax": "softmax",
+}  # fmt: skip
+_BOUNDARY: Final[dict[str, Any]] = {
+    "QuantizeLinear": "quantize",
+    "DequantizeLinear": "dequantize",
+    "Transpose": "transpose",
+    "ReorderInput": "reorder_input",
+    "ReorderOutput": "reorder_output",
+}
+_FOLLOWS_LAYOUT: Final = frozenset({*_ELEMENTWISE, "QuantizeLinear", "DequantizeLinear", "Identity"})
+_MAPPERS: Final[dict[str, Callable[[Graph, onnx.NodeProto], Iterator[Layer]]]] = {
+    **dict.fromkeys(("Conv", "FusedConv", "QLinearConv", "NhwcFusedConv"), _conv),
+    **dict.fromkeys(
+        ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"), _gemm
+    ),
+    "MatMulNBits": _gemm_bits,
+    **dict.fromkeys(("MaxPool", "NhwcMaxPool", "AveragePool", "QLinearAveragePool"), _pool),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "QLinearGlobalAveragePool"), _pool),
+    "ReduceMean": _reduce_mean,
+    "BatchNormalization": _batch_norm,
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(_BOUNDARY, _boundary),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"), _metadata),
+}
+
+
+def map_node(graph: Graph, node: onnx.NodeProto) -> tuple[Layer, ...] | None:
+    """The operators of one node; None where it is no known operator, precision included."""
+    mapper = _MAPPERS.get(node.op_type)
+    if mapper is None:
+        return None
+    try:
+        return tuple(mapper(graph, node))
+    except (_Unmapped, InvalidOperatorError, UnsupportedPrecisionError):
+        return None
