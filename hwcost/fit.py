@@ -33,7 +33,8 @@ from hwcost.profiles import PrecisionField, Profile, Row, Source
 FIT_VERSION: Final = 1
 
 BASELINES = ("flops", "roofline")
-"""Always reported beside the others; roofline is also what remains when a family has too few rows to compare."""
+"""Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
+what remains when a family has too few rows to compare."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 _SMALL_GAIN = 0.02  # a more complex predictor has to be better by this share
@@ -270,6 +271,8 @@ def _choose(residuals: dict[str, Values]) -> str:
     """The smallest mean |log-residual|, outliers cut at a factor of two; a more complex one has to earn its place."""
     chosen, best = BASELINES[1], math.inf
     for predictor, residual in residuals.items():
+        if predictor == BASELINES[0]:
+            continue
         error = float(np.minimum(np.abs(residual), math.log(2.0)).mean())
         if error < best * (1 - _SMALL_GAIN):
             chosen, best = predictor, error

@@ -33,7 +33,7 @@ class CostLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CostLayer":
         exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in exact.items():
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self

@@ -1,0 +1,191 @@
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hwcost.predictors
+from hwcost.errors import FitError, UnknownPredictorError
+from hwcost.features import FEATURE_NAMES, column, feature_matrix
+from hwcost.ops import INT8, Conv
+from hwcost.predictors import load_predictor, predictor_names
+from hwcost.predictors.base import Calibration
+from hwcost.predictors.boosted import BoostedPredictor
+from hwcost.predictors.forest import ForestPredictor, Trees
+from hwcost.predictors.linear import FlopsPredictor, LinearPredictor
+from hwcost.predictors.mlp import MlpPredictor
+from hwcost.predictors.roofline import RooflinePredictor
+from hwcost.testing import PredictorContract, plausible_rows
+
+
+class TestFlops(PredictorContract):
+    predictor = FlopsPredictor
+    worst_median_error = 0.5
+
+
+class TestRoofline(PredictorContract):
+    predictor = RooflinePredictor
+
+
+class TestLinear(PredictorContract):
+    predictor = LinearPredictor
+
+
+class TestForest(PredictorContract):
+    predictor = ForestPredictor
+
+
+class TestBoosted(PredictorContract):
+    predictor = BoostedPredictor
+
+
+class TestMlp(PredictorContract):
+    predictor = MlpPredictor
+
+
+def test_built_in_names_load_their_class() -> None:
+    assert predictor_names() == ("flops", "roofline", "linear", "forest", "boosted", "mlp")
+    assert all(load_predictor(name).name == name for name in predictor_names())
+
+
+def test_unknown_predictor_lists_the_known_ones() -> None:
+    with pytest.raises(
+        UnknownPredictorError, match="one of flops, roofline, linear, forest, boosted, mlp, got 'oracle'"
+    ):
+        load_predictor("oracle")
+
+
+def _register(monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, str]) -> None:
+    points = EntryPoints(EntryPoint(name, value, hwcost.predictors.GROUP) for name, value in entries)
+    monkeypatch.setattr(hwcost.predictors, "entry_points", lambda group: points.select(group=group))
+
+
+def test_an_entry_point_adds_a_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    _register(monkeypatch, ("mine", "hwcost.predictors.linear:LinearPredictor"))
+    assert predictor_names()[-1] == "mine"
+    assert load_predictor("mine") is LinearPredictor
+
+
+def test_two_predictors_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _register(monkeypatch, ("mlp", "other.package:Mlp"))
+    with pytest.raises(UnknownPredictorError, match=r"given once, got 'mlp' .* uninstall one"):
+        predictor_names()
+
+
+def test_an_entry_point_that_is_no_predictor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _register(monkeypatch, ("mine", "hwcost.ops:Conv"), ("gone", "hwcost.nowhere:Predictor"))
+    with pytest.raises(UnknownPredictorError, match=r"subclass of hwcost.Predictor, got hwcost.ops:Conv"):
+        load_predictor("mine")
+    with pytest.raises(UnknownPredictorError, match=r"'gone' cannot be loaded from hwcost.nowhere:Predictor"):
+        load_predictor("gone")
+
+
+def test_roofline_finds_the_constants_of_its_own_law() -> None:
+    features, _ = plausible_rows(0, 80)
+    truth = RooflinePredictor(np.log([3e-6, 1 / 2e10, 1 / 1e9]), tile=1)
+    fitted = RooflinePredictor.fit(features, np.exp(truth.log_latency(features)), np.random.default_rng(0))
+    assert fitted.tile == 1
+    np.testing.assert_allclose(fitted.theta, truth.theta, atol=0.05)
+
+
+def test_linear_never_has_a_negative_coefficient() -> None:
+    fitted = LinearPredictor.fit(*plausible_rows(0, 50), np.random.default_rng(0))
+    assert (fitted.coefficients >= 0).all()
+
+
+@pytest.mark.parametrize("predictor", [ForestPredictor, BoostedPredictor])
+def test_trees_in_numpy_equal_the_library_that_grew_them(predictor: type[ForestPredictor]) -> None:
+    import xgboost
+    from sklearn.ensemble import RandomForestRegressor
+
+    inputs = np.random.default_rng(0).integers(0, 6, (200, len(FEATURE_NAMES) + 1)).astype(np.float64) / 4
+    target = inputs[:, 0] * inputs[:, 1] - inputs[:, 2]
+    model = predictor(RooflinePredictor(np.zeros(3), 0), np.array([-9.0, 9.0]))
+    model.learn(inputs, target, np.random.default_rng(3))
+    seed = int(np.random.default_rng(3).integers(2**31))
+    if predictor is ForestPredictor:
+        forest = RandomForestRegressor(n_estimators=60, max_features=0.6, min_samples_leaf=2, random_state=seed)
+        expected = forest.fit(inputs.astype(np.float32), target).predict(inputs)
+    else:
+        from hwcost.predictors.boosted import _PARAMETERS, _ROUNDS
+
+        data = xgboost.DMatrix(inputs.astype(np.float32), label=target)
+        expected = xgboost.train({**_PARAMETERS, "seed": seed}, data, _ROUNDS).predict(data)
+    np.testing.assert_allclose(model.correction(inputs), expected, atol=2e-6)
+
+
+def test_trees_with_a_cycle_are_refused_not_walked_for_ever() -> None:
+    def numbers(*values: int) -> np.ndarray:
+        return np.array(values, dtype=np.int32)
+
+    leaves = np.zeros(3, dtype=np.float32)
+    Trees(numbers(0), numbers(0, 0, 0), leaves, numbers(1, 1, 2), numbers(2, 1, 2), leaves)
+    with pytest.raises(FitError, match=r"nodes of stored trees are consistent.*run `hwcost fit` again"):
+        Trees(numbers(0), numbers(0, 0, 0), leaves, numbers(1, 0, 2), numbers(2, 0, 2), leaves)
+
+
+def test_fitting_the_mlp_leaves_torch_as_it_was() -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    MlpPredictor.fit(*plausible_rows(0, 40), np.random.default_rng(0))
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_predicting_needs_numpy_only(tmp_path: Path) -> None:
+    features, latency_s = plausible_rows(0, 40)
+    for name in predictor_names():
+        fitted = load_predictor(name).fit(features, latency_s, np.random.default_rng(0))
+        np.savez(tmp_path / f"{name}.npz", features=features, **fitted.state())
+    code = """
+import sys
+import numpy as np
+from hwcost.predictors import load_predictor, predictor_names
+for name in predictor_names():
+    with np.load(f"{sys.argv[1]}/{name}.npz", allow_pickle=False) as file:
+        state = dict(file)
+    features = state.pop("features")
+    assert np.isfinite(load_predictor(name).from_state(state).log_latency(features)).all()
+print([name for name in ("torch", "sklearn", "xgboost", "onnxruntime", "flwr") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_interval_holds_ninety_per_cent_of_unseen_operators() -> None:
+    features, latency_s = plausible_rows(0, 400)
+    fitted = RooflinePredictor.fit(features[:100], latency_s[:100], np.random.default_rng(0))
+    residuals = fitted.log_latency(features[100:200]) - np.log(latency_s[100:200])
+    estimate = fitted.predict(features[200:], Calibration.of(features[:100], residuals))
+    held = (estimate.low_s <= latency_s[200:]) & (latency_s[200:] <= estimate.high_s)
+    assert 0.85 <= held.mean() <= 0.98
+
+
+def test_without_residuals_the_interval_is_a_factor_of_two() -> None:
+    features, _ = plausible_rows(0, 1)
+    calibration = Calibration.of(features, np.zeros(0))
+    estimate = calibration.estimate(features, np.log([1e-3]))
+    np.testing.assert_allclose([estimate.low_s[0], estimate.high_s[0]], [0.5e-3, 2e-3])
+
+
+def test_few_residuals_stretch_the_interval() -> None:
+    features, _ = plausible_rows(0, 3)
+    assert Calibration.of(features, np.array([0.1, -0.2, 0.1])).log_width == pytest.approx(0.2 * 4 / 3)
+    assert Calibration.of(features, np.zeros(3), floor=0.05).log_width == 0.05
+
+
+def test_an_unseen_kernel_size_is_an_extrapolation() -> None:
+    features = feature_matrix((Conv.square(32, 32, 16, kernel), INT8) for kernel in (1, 3, 5))
+    calibration = Calibration.of(features, np.full(20, 0.05))
+    unseen = feature_matrix([(Conv.square(32, 32, 16, 7), INT8)])
+    assert unseen[0, column("kernel_width")] == 7.0
+    assert calibration.estimate(unseen, np.zeros(1)).extrapolated.all()
+
+
+def test_features_of_another_width_are_refused() -> None:
+    features, latency_s = plausible_rows(0, 5)
+    fitted = FlopsPredictor.fit(features, latency_s, np.random.default_rng(0))
+    with pytest.raises(FitError, match=r"features are \[operators, \d+\], got \(5, 3\)"):
+        fitted.predict(features[:, :3], Calibration.of(features, np.zeros(0)))
