@@ -95,16 +95,17 @@ class LookupTable:
 
     def cheapest(self, metric: str) -> float:
         """The least that any member costs, to name it when a budget is infeasible."""
-        return _add_up(self.fixed[metric], self.values[metric], self._extreme(metric, np.argmin, np.inf))
+        return self._extreme(metric, np.argmin, np.inf)
 
     def dearest(self, metric: str) -> float:
         """The most that any member costs."""
-        return _add_up(self.fixed[metric], self.values[metric], self._extreme(metric, np.argmax, -np.inf))
+        return self._extreme(metric, np.argmax, -np.inf)
 
-    def _extreme(self, metric: str, pick: Callable[..., NDArray[np.intp]], outside: float) -> tuple[int, ...]:
+    def _extreme(self, metric: str, pick: Callable[..., NDArray[np.intp]], outside: float) -> float:
         if metric not in METRICS:
             raise TableError(f"a metric is one of {', '.join(METRICS)}, got {metric!r}")
-        return tuple(pick(np.where(self.legal, self.values[metric], outside), axis=1).tolist())
+        columns = pick(np.where(self.legal, self.values[metric], outside), axis=1)
+        return _add_up(self.fixed[metric], self.values[metric], tuple(columns.tolist()))
 
     def to_json(self) -> str:
         """One JSON document; floats round-trip exactly."""

@@ -1,0 +1,188 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwcost.errors import FitError, UnknownPredictorError
+from hwcost.features import feature_matrix
+from hwcost.fit import Fit, _folds, _spearman, fit_path, fit_profile, read_fit, write_fit
+from hwcost.ops import FLOAT, INT8, Conv, Elementwise, Gemm, Operator
+from hwcost.predictors import predictor_names
+from hwcost.profiles import Profile, write_profile
+from hwcost.testing import plausible_profile, random_convolutions
+
+
+def _operators(count: int = 45) -> list[Operator]:
+    generator = np.random.default_rng(0)
+    ops: list[Operator] = list(dict.fromkeys(random_convolutions(generator, count)))
+    return [*ops, *(Elementwise("add", (1, 2**step, 14, 14)) for step in range(3, 7)), Gemm(1, 64, 10)]
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return plausible_profile(_operators())
+
+
+@pytest.fixture(scope="module")
+def fit(profile: Profile) -> Fit:
+    return fit_profile(profile)
+
+
+def test_the_report_has_every_family_and_the_baselines_beside(profile: Profile, fit: Fit) -> None:
+    by_family = {entry.family: entry for entry in fit.report}
+    assert list(by_family) == ["conv.dense", "elementwise.add", "gemm"]
+    assert sum(entry.rows for entry in fit.report) == len(profile.rows)
+    dense = by_family["conv.dense"]
+    assert tuple(errors.predictor for errors in dense.errors) == predictor_names()
+    assert dense.precision == INT8 and dense.sources == ("measured",)
+    chosen = next(errors for errors in dense.errors if errors.predictor == dense.chosen)
+    assert chosen.mape < 0.1 and chosen.rmspe >= chosen.mape
+    assert chosen.within_5 <= chosen.within_10 and chosen.spearman is not None and chosen.spearman > 0.9
+    assert {"flops", "roofline"} <= {errors.predictor for errors in by_family["elementwise.add"].errors}
+
+
+def test_a_family_of_one_row_falls_back_to_the_roofline_and_says_why(fit: Fit) -> None:
+    single = next(entry for entry in fit.report if entry.family == "gemm")
+    assert (single.rows, single.chosen, single.errors) == (1, "roofline", ())
+    assert single.skipped["mlp"].startswith("too few distinct operators to hold any out, got 1 rows")
+    estimate = fit.predict("gemm", INT8, feature_matrix([(Gemm(1, 64, 10), INT8)]))
+    assert estimate.high_s[0] / estimate.low_s[0] == pytest.approx(4.0)
+
+
+def test_learners_without_enough_rows_are_skipped_not_failed(fit: Fit) -> None:
+    few = next(entry for entry in fit.report if entry.family == "elementwise.add")
+    assert few.skipped["forest"] == "forest needs at least 12 rows, got 3: profile more operators"
+
+
+def test_unseen_operators_lie_inside_the_interval_as_often_as_promised() -> None:
+    held, errors = [], []
+    for seed in range(8):
+        fit = fit_profile(plausible_profile(_operators(45), seed=seed), names=["linear"])
+        unseen = plausible_profile(random_convolutions(np.random.default_rng(90 + seed), 100), seed=90 + seed)
+        estimate = fit.predict("conv.dense", INT8, feature_matrix((row.operator, INT8) for row in unseen.rows))
+        true_s = np.array([row.latency_s for row in unseen.rows])
+        held.append(((estimate.low_s <= true_s) & (true_s <= estimate.high_s)).mean())
+        errors.append(np.median(np.abs(estimate.latency_s / true_s - 1)))
+    assert np.mean(held) >= 0.88
+    assert np.mean(errors) < 0.04
+
+
+def test_what_was_not_measured_keeps_its_own_uncertainty() -> None:
+    ops = [Conv.square(8 * step, 16, 14, 3) for step in range(1, 16)]
+    estimated = fit_profile(plausible_profile(ops, source="estimated"), names=["roofline"])
+    estimate = estimated.predict("conv.dense", INT8, feature_matrix([(ops[3], INT8)]))
+    assert estimate.high_s[0] / estimate.latency_s[0] > 1.5
+    assert estimate.latency_s[0] / estimate.low_s[0] > 1.5
+    assert estimated.sources("conv.dense", INT8) == ("estimated",)
+
+
+def test_precisions_are_fitted_apart_and_shared_kernels_together() -> None:
+    fit = fit_profile(plausible_profile(_operators(10), precisions=(FLOAT, INT8)), names=["linear"])
+    assert fit.knows("conv.dense", FLOAT) and fit.knows("conv.dense", INT8)
+    assert not fit.knows("conv.depthwise", INT8)
+    assert {errors.predictor for entry in fit.report for errors in entry.errors} == {"flops", "roofline", "linear"}
+
+
+def test_near_identical_operators_are_held_out_together() -> None:
+    ops = [Conv.square(8 * 2**step, 16, 14, 3, activation=name) for step in range(6) for name in ("none", "relu")]
+    held_out = _folds(feature_matrix((op, INT8) for op in ops), 3, np.random.default_rng(0))
+    assert len(held_out) == 6
+    assert np.sum(held_out, axis=0).tolist() == [1] * len(ops)
+    assert all(mask[::2].tolist() == mask[1::2].tolist() for mask in held_out)
+
+
+def test_spearman_ranks_with_ties() -> None:
+    assert _spearman(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 90.0])) == pytest.approx(1.0)
+    assert _spearman(np.array([1.0, 1.0, 3.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(0.8660254)
+    assert _spearman(np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0])) is None
+    assert _spearman(np.array([1.0, 2.0]), np.array([1.0, 2.0])) is None
+
+
+def test_progress_is_told_family_by_family() -> None:
+    told: list[tuple[int, int, str]] = []
+    fit_profile(plausible_profile(_operators(5)), names=[], progress=lambda *call: told.append(call))
+    assert told == [(1, 3, "conv.dense w8a8"), (2, 3, "elementwise.add w8a8"), (3, 3, "gemm w8a8")]
+
+
+def test_an_unknown_predictor_or_a_single_fold_is_refused(profile: Profile) -> None:
+    with pytest.raises(UnknownPredictorError, match="got 'oracle'"):
+        fit_profile(profile, names=["oracle"])
+    with pytest.raises(FitError, match="at least 2 folds, got 1"):
+        fit_profile(profile, folds=1)
+
+
+def test_a_fit_lies_beside_its_profile() -> None:
+    assert fit_path(Path("profiles/rpi4.json")) == Path("profiles/rpi4.fit.safetensors")
+    assert fit_path(Path("pi.4.json")) == Path("pi.4.fit.safetensors")
+
+
+@pytest.mark.parametrize("name", ["flops", "roofline", "linear", "forest", "boosted", "mlp"])
+def test_a_file_predicts_the_same_again(tmp_path: Path, profile: Profile, name: str) -> None:
+    fit = fit_profile(profile, names=[name])
+    write_fit(fit, tmp_path / "p.fit.safetensors")
+    again = read_fit(tmp_path / "p.fit.safetensors")
+    assert (again.report, again.profile_digest, again.device) == (fit.report, profile.digest, "plausible")
+    features = feature_matrix((op, INT8) for op in random_convolutions(np.random.default_rng(4), 30))
+    first, second = (one.predict("conv.dense", INT8, features) for one in (fit, again))
+    for field in ("latency_s", "low_s", "high_s", "extrapolated"):
+        np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path, profile: Profile, fit: Fit) -> None:
+    write_profile(profile, tmp_path / "p.json")
+    code = (
+        "import sys; from pathlib import Path; from hwcost import fit_profile, read_profile, write_fit;"
+        "write_fit(fit_profile(read_profile(Path(sys.argv[1]))), Path(sys.argv[2]))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "p.json"), str(tmp_path / "other.safetensors")], check=True
+    )
+    write_fit(fit, tmp_path / "own.safetensors")
+    assert (tmp_path / "own.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
+
+
+def _with_head(data: bytes, change: dict[str, object]) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    head = json.loads(header["__metadata__"]["hwcost"]) | change
+    header["__metadata__"]["hwcost"] = json.dumps(head)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def test_bad_files_are_refused_with_what_to_do(tmp_path: Path, fit: Fit) -> None:
+    path = tmp_path / "p.fit.safetensors"
+    with pytest.raises(FitError, match=r"no fit at .*: make it with `hwcost fit`"):
+        read_fit(path)
+    write_fit(fit, path)
+    data = path.read_bytes()
+    renamed = data.replace(b"conv.dense/w8a8/calibration.range", b"conv.dense/w8a8/calibration.RANGE")
+    assert renamed != data
+    bad: list[tuple[bytes, str]] = [
+        (b"", r"is not a fit that can be read: .*run `hwcost fit` again"),
+        (b"not a fit at all", r"is not a fit that can be read: .*run `hwcost fit` again"),
+        (data[:-20], r"is not a fit that can be read: .*run `hwcost fit` again"),
+        (renamed, r"lacks the array .*run `hwcost fit` again"),
+        (_with_head(data, {"version": 9}), r"is not a fit of version 1: version: .*run `hwcost fit` again"),
+        (_with_head(data, {"format": "other"}), r"is not a fit of version 1: format: "),
+        (
+            _with_head(data, {"features": ["one"]}),
+            r"fitted on other features, 1 instead of \d+; run `hwcost fit` again",
+        ),
+    ]
+    for content, message in bad:
+        path.write_bytes(content)
+        with pytest.raises(FitError, match=message):
+            read_fit(path)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import save
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save({"weight": np.zeros(3)}))
+    with pytest.raises(FitError, match="is not a fit of version 1"):
+        read_fit(path)
