@@ -225,6 +225,12 @@ def count_bytes(content: RecordDict) -> int:
     return total
 
 
+def wire_bytes(message: Message, direction: Direction) -> int:
+    """Bytes of the protobuf bodies that carry a sent message, over whichever Grid: the in-process one counts alike."""
+    node_id = message.metadata.dst_node_id if direction == "down" else message.metadata.src_node_id
+    return sum(len(body.SerializeToString()) for body in _bodies(message, node_id, direction))
+
+
 def _bodies(message: Message, node_id: int, direction: Direction) -> list[Body]:
     """All bodies that pass between SuperLink and SuperNode for one message: envelope first, then object by object."""
     node, run_id, message_id = Node(node_id=node_id), message.metadata.run_id, message.metadata.message_id

@@ -100,9 +100,7 @@ def check_feasible(table: LookupTable, preference: Preference, client: str) -> N
     project(np.zeros(table.legal.shape), table, preference, client)
 
 
-def project(
-    scores: NDArray[np.float64], table: LookupTable, preference: Preference, client: str = "?"
-) -> Architecture:
+def project(scores: NDArray[np.float64], table: LookupTable, preference: Preference, client: str = "?") -> Architecture:
     """The legal architecture with the highest sum of `scores` [blocks, choices] within every budget.
 
     Dynamic programming over the blocks on partial architectures (labels) that carry their exact costs: a label is
@@ -111,15 +109,16 @@ def project(
     when nothing is within the budgets. What it returns is checked against the table.
     """
     names = list(preference.budgets)
+    if not names:
+        free = np.where(table.legal, scores, -np.inf).argmax(axis=1)
+        return tuple(table.space.choices[index] for index in free)
     metrics = [METRIC_OF[name] for name in names]
     limits = np.array([preference.budgets[name] for name in names]) * (1 - 1e-12)  # sums in another order stay within
-    costs = np.stack([table.values[m] for m in metrics], axis=-1) if names else np.zeros((*table.legal.shape, 0))
+    costs = np.stack([table.values[m] for m in metrics], axis=-1)
     blocks = len(table.legal)
-    least = np.array(
-        [[table.values[m][b][table.legal[b]].min() for m in metrics] for b in range(blocks)]
-    ).reshape(blocks, len(names))
+    least = np.array([[table.values[m][b][table.legal[b]].min() for m in metrics] for b in range(blocks)])
     least_after = np.concatenate([np.cumsum(least[::-1], axis=0)[::-1][1:], np.zeros((1, len(names)))])
-    label_scores, label_costs = np.zeros(1), np.array([[table.fixed[m] for m in metrics]]).reshape(1, len(names))
+    label_scores, label_costs = np.zeros(1), np.array([[table.fixed[m] for m in metrics]])
     picks: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for block in range(blocks):
         options = np.flatnonzero(table.legal[block])
@@ -159,10 +158,8 @@ def _undominated(
     scores: NDArray[np.float64], costs: NDArray[np.float64], limits: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Indices of the labels worth keeping, best score first."""
-    order = np.lexsort((*costs.T[::-1], -scores))
+    order: NDArray[np.int64] = np.lexsort((*costs.T[::-1], -scores))
     costs = costs[order]
-    if costs.shape[1] == 0:
-        return order[:1]
     if len(order) > LABELS_PER_STEP:
         resolution = LABELS_PER_STEP ** (1.0 / costs.shape[1])
         cells = np.floor(costs / limits * resolution).astype(np.int64)
@@ -171,7 +168,8 @@ def _undominated(
         order, costs = order[thinned], costs[thinned]
     if costs.shape[1] == 1:
         before = np.minimum.accumulate(costs[:, 0])
-        return order[np.concatenate([[True], costs[1:, 0] < before[:-1]])]
+        kept: NDArray[np.int64] = order[np.concatenate([[True], costs[1:, 0] < before[:-1]])]
+        return kept
     keep_indices: list[int] = []
     front = np.empty((0, costs.shape[1]))
     for position, cost in enumerate(costs):

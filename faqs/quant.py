@@ -8,6 +8,7 @@ through inside the clip (STE, arXiv 1308.3432). Activations are 8-bit with a lea
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def quantised_weight(weight: Tensor, bits: int, clip: Tensor) -> Tensor:
 class ActivationQuantiser(nn.Module):
     """8-bit activations with a learned clip: codes 0..255 of [0, clip] (`signed=False`) or -128..127 of +-clip.
 
-    The step's gradient is LSQ's, scaled by 1 / sqrt(numel * levels). `step` is what an exported network uses.
+    `step` is what an exported network uses.
     """
 
     def __init__(self, signed: bool, clip: float = 6.0) -> None:
@@ -80,12 +81,31 @@ class ActivationQuantiser(nn.Module):
         return self.log_clip.exp() / self.high
 
     def forward(self, x: Tensor) -> Tensor:
-        step = self.step
-        if torch.is_grad_enabled():
-            scale = 1.0 / math.sqrt(x.numel() * self.high)
-            step = (step - step * scale).detach() + step * scale
-        scaled = (x / step).clamp(self.low, self.high)
-        return (scaled + (scaled.round() - scaled).detach()) * step
+        quantised: Tensor = _LearnedStep.apply(x, self.step, self.low, self.high)  # type: ignore[no-untyped-call]
+        return quantised
+
+
+class _LearnedStep(torch.autograd.Function):
+    """round(clamp(x / step)) * step; the gradient of x passes inside the range, that of the step is LSQ's equation 3,
+    scaled by 1 / sqrt(numel * high)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        scaled = x / step
+        codes = scaled.round().clamp_(low, high)
+        ctx.save_for_backward(scaled, codes)
+        ctx.range = (low, high)
+        return codes * step
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        scaled, codes = ctx.saved_tensors
+        low, high = ctx.range
+        inside = (scaled >= low) & (scaled <= high)
+        of_x = gradient * inside
+        of_step = (gradient * codes).sum() - (of_x * scaled).sum()
+        return of_x, of_step / math.sqrt(scaled.numel() * high), None, None
 
 
 def quantise_input(x: Tensor) -> Tensor:

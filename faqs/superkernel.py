@@ -3,8 +3,8 @@
 After Single-Path NAS (arXiv 1904.02877): a smaller depthwise kernel is the centre of the largest one, a smaller
 expansion is its first channels; skipping is the identity. `Gates` say how much of each is switched on: hard 0/1 for a
 decided block, straight-through samples while gates are trained. All hidden channels are computed and the closed
-ones are masked after their normalisation and activation, so that a closed channel is exactly absent (its batch-norm shift
-included) and its statistics stay alive. `SlicedBlock` is the same block with the closed parts cut out.
+ones are masked after their normalisation and activation, so that a closed channel is exactly absent (its batch-norm
+shift included) and its statistics stay alive. `SlicedBlock` is the same block with the closed parts cut out.
 """
 
 from collections.abc import Callable
@@ -86,12 +86,13 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """`weight` is what the caller made of `self.weight`: quantised, gated."""
         y = functional.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, 1, self.groups)
-        return self.quantise(self.norm(y))
+        normalised: Tensor = self.quantise(self.norm(y))
+        return normalised
 
 
 class SuperBlock(nn.Module):
-    """All choices of one block over shared weights; expand [h, in, 1, 1], depthwise [h, 1, k, k], project [out, h, 1, 1]
-    for the largest hidden width h and kernel k."""
+    """All choices of one block over shared weights: expand [h, in, 1, 1], depthwise [h, 1, k, k] and
+    project [out, h, 1, 1] for the largest hidden width h and kernel k."""
 
     def __init__(self, space: SearchSpace, spec: BlockSpec) -> None:
         super().__init__()
@@ -137,10 +138,13 @@ class SuperBlock(nn.Module):
         ring_weight = self._weight(self.depthwise.weight, gates.bits, kernel_mask)
         hidden = self.depthwise(hidden, ring_weight * kernel_mask)
         hidden = hidden * channel_mask[:, None, None]
-        y: Tensor = self.project(hidden, self._weight(self.project.weight, gates.bits, channel_mask[None, :, None, None]))
+        y: Tensor = self.project(
+            hidden, self._weight(self.project.weight, gates.bits, channel_mask[None, :, None, None])
+        )
         if self.add is None:
             return y
-        return gates.keep * self.add(x + y) + (1.0 - gates.keep) * x
+        kept: Tensor = self.add(x + y)
+        return gates.keep * kept + (1.0 - gates.keep) * x
 
 
 class SlicedBlock(nn.Module):
@@ -160,7 +164,9 @@ class SlicedBlock(nn.Module):
         for layer in (self.expand, self.depthwise, self.project):
             clip = weight_clip(layer.weight)
             y = layer(y, quantised_weight(layer.weight, self.choice.weight_bits, clip))
-        return y if self.add is None else self.add(x + y)
+        if self.add is not None:
+            y = self.add(x + y)
+        return y
 
 
 def block_slices(space: SearchSpace, spec: BlockSpec, choice: BlockChoice) -> dict[str, tuple[slice, ...]]:

@@ -2,13 +2,14 @@
 
 Weights learn on the decided path; in the warm-up, random members of the space are trained in between (after the
 sandwich rule of arXiv 1903.05134), so that no choice is judged on weights that never worked together. Gates learn from
-straight-through samples on batches of their own while the weights stand still, as in first-order DARTS (arXiv 1806.09055).
+straight-through samples on batches of their own while the weights stand still (first-order DARTS, arXiv 1806.09055).
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional
 from faqs.data import Dataset
 from faqs.preference import METRIC_OF, Preference, reference_costs
 from faqs.superkernel import Gates
-from faqs.supernet import DecidedNet, SuperNet, local_tensors, recalibrate, shared_tensors
+from faqs.supernet import DecidedNet, SuperNet, recalibrate, shared_tensors
 from hwcost import SKIP, Architecture, CostLayer, LookupTable, SearchSpace
 
 
@@ -92,12 +93,12 @@ def train_weights(
     """
     supernet.train()
     gates = supernet.hard_gates(decided)
-    optimiser = torch.optim.SGD(
-        [{"params": list(shared_tensors(supernet).values()), "weight_decay": settings.weight_decay},
-         {"params": [p for n, p in supernet.named_parameters() if n in local_tensors(supernet)]}],
-        lr=learning_rate,
-        momentum=settings.momentum,
-    )  # fmt: skip
+    shared = shared_tensors(supernet)
+    groups: list[dict[str, Any]] = [
+        {"params": list(shared.values()), "weight_decay": settings.weight_decay},
+        {"params": [parameter for name, parameter in supernet.named_parameters() if name not in shared]},
+    ]
+    optimiser = torch.optim.SGD(groups, lr=learning_rate, momentum=settings.momentum)
     losses: list[float] = []
     for _ in range(settings.local_epochs):
         for images, labels in batches(data, settings.batch_size, generator):
@@ -143,7 +144,7 @@ def train_gates(
             for name, weight in preference.weights.items():
                 loss = loss + weight * torch.log(expected[METRIC_OF[name]] / references[name]).to(loss.dtype)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     supernet.requires_grad_(True)
     supernet.load_state_dict(before)
@@ -182,5 +183,5 @@ def accuracy(network: DecidedNet, data: Dataset, batch_size: int = 256) -> float
 def predictions(network: DecidedNet, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Class per image, int64 [n]."""
     network.eval()
-    chunks: Sequence[Tensor] = torch.from_numpy(images).split(batch_size)
+    chunks = torch.split(torch.from_numpy(images), batch_size)
     return torch.cat([network(chunk).argmax(dim=1) for chunk in chunks]).numpy()

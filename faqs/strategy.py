@@ -1,0 +1,96 @@
+"""The server's side of the numbers: what it sends to whom, and how masked updates are averaged per element.
+
+W_j += eta * sum_k a_k m_kj d_kj / sum_k a_k m_kj with a_k the samples of client k and m_kj its mask (our design): a
+coordinate that nobody sent stays as it was, and how many were trained by anyone is reported as coverage.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
+from faqs.supernet import Cut, new_supernet, shared_cuts
+from faqs.wire import JsonValue, QuantisedTensor, WireMessage, encode
+from hwcost import Architecture, SearchSpace
+
+
+@dataclass
+class ServerState:
+    """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's."""
+
+    weights: Arrays
+    references: list[Arrays]
+    decisions: list[Architecture]
+    samples: list[int]
+    round: int = 0
+
+    @classmethod
+    def start(
+        cls, space: SearchSpace, seed: int, decisions: Sequence[Architecture], samples: Sequence[int]
+    ) -> "ServerState":
+        """Weights from the seed, which every client makes for itself."""
+        weights = shared_arrays(new_supernet(space, seed))
+        references = [{name: value.copy() for name, value in weights.items()} for _ in decisions]
+        return cls(weights, references, list(decisions), list(samples))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client sent in a round, decoded and validated."""
+
+    client: int
+    samples: int
+    cuts: Mapping[str, Cut]
+    tensors: Mapping[str, QuantisedTensor] = field(repr=False)
+
+
+def downlink(state: ServerState, space: SearchSpace, client: int, relative_step: float) -> bytes:
+    """The blob that brings a client's active coordinates up to date; moves the server's copy of its reference."""
+    cuts = shared_cuts(space, state.decisions[client])
+    reference = state.references[client]
+    behind = {name: now - known for (name, now), known in zip(
+        take(state.weights, cuts).items(), take(reference, cuts).values(), strict=True)}  # fmt: skip
+    tensors = code(behind, relative_step)
+    add(reference, cuts, tensors)
+    decision: list[JsonValue] = [space.choices.index(choice) for choice in state.decisions[client]]
+    return encode(WireMessage({"round": state.round, "digest": digest(reference), "decision": decision}, tensors))
+
+
+def forget_client(state: ServerState, space: SearchSpace, seed: int, client: int) -> None:
+    """Start a client over from the common seed: after it lost its state, or when the two references differ."""
+    state.references[client] = shared_arrays(new_supernet(space, seed))
+
+
+def expected_lengths(state: ServerState, space: SearchSpace, client: int) -> dict[str, int]:
+    """What an update of this client must hold."""
+    return cut_lengths(state.weights, shared_cuts(space, state.decisions[client]))
+
+
+def ideal_bytes(state: ServerState, space: SearchSpace, client: int) -> float:
+    """L0: active weights times their bits / 8; stem and classifier count 8 bits."""
+    decision = state.decisions[client]
+    lengths = expected_lengths(state, space, client)
+    bits = dict.fromkeys(lengths, 8)
+    for name in lengths:
+        if name.startswith("blocks."):
+            bits[name] = decision[int(name.split(".")[1])].weight_bits
+    return sum(lengths[name] * bits[name] for name in lengths) / 8
+
+
+def aggregate(weights: Arrays, updates: Sequence[Update], learning_rate: float) -> float:
+    """Move `weights` by the updates, in place; returns the share of coordinates that somebody trained."""
+    covered = total = 0
+    for name, value in weights.items():
+        moved, mass = np.zeros_like(value), np.zeros_like(value)
+        for update in updates:
+            if name in update.cuts:
+                cut = update.cuts[name]
+                view = moved[cut]
+                view += update.samples * update.tensors[name].dequantise().reshape(view.shape)
+                mass[cut] += update.samples
+        touched = mass > 0
+        value += np.where(touched, learning_rate * moved / np.maximum(mass, 1e-12), 0).astype(np.float32)
+        covered += int(touched.sum())
+        total += value.size
+    return covered / total
