@@ -8,21 +8,25 @@ import errno
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hwcost.errors import HwcostError, OutputError
 
-Advance = Callable[[float], None]
-"""Advances a progress bar by that many units."""
+Report = Callable[[int, int, str], None]
+"""Reports progress: (done, total, what is being done)."""
+
+_QUIET_S: Final = 10.0
 
 
 def note(text: str) -> None:
@@ -37,7 +41,7 @@ def print_json(document: Mapping[str, object]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; the first column is left-aligned, the others right-aligned. Nothing is cut in a pipe."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
@@ -45,24 +49,37 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
+    console.print(title)
     console.print(table)
 
 
 @contextmanager
-def progress(description: str, total: float | None = None) -> Iterator[Advance]:
-    """A progress bar on stderr, gone when the work is done; without a terminal, one line when the work begins.
+def progress(description: str) -> Iterator[Report]:
+    """A progress bar on stderr, gone when the work is done; it moves when what it yields is called, else it pulses.
 
-    `total` in whatever unit the yielded function is called with; None where the amount is not known.
+    Without a terminal: one line when the work begins, and one now and then.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
         note(f"{description} ...")
-        yield lambda amount: None
+        yield _line_now_and_then(description)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(description, total=total)
-        yield lambda amount: bars.advance(task, amount)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[what]}"), console=console, transient=True) as bars:
+        task = bars.add_task(escape(description), total=None, what="")
+        yield lambda done, total, what: bars.update(task, completed=done, total=total, what=escape(what))
+
+
+def _line_now_and_then(description: str) -> Report:
+    last_s = time.monotonic()
+
+    def report(done: int, total: int, what: str) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s >= _QUIET_S:
+            last_s = time.monotonic()
+            note(f"{description}: {done} of {total}, {what}")
+
+    return report
 
 
 @contextmanager

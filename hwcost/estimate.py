@@ -7,9 +7,10 @@ a fixed cost per node. Not modelled: threads, shapes that fill a kernel's tiles 
 `estimated` and carries an interval accordingly wide, which no fit on such rows can narrow.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hwcost.devices import DeviceClass, ElementClass, IntervalClass, KernelClass, NumberFormat
+from hwcost.errors import UnsupportedPrecisionError
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision, bytes_moved
 from hwcost.profiles import Machine, Profile, Realisation, Row
 
@@ -87,17 +88,34 @@ def _row(device: DeviceClass, op: Operator, precision: Precision) -> Row:
 
 
 def _precisions(op: Operator) -> tuple[Precision, ...]:
-    """What the runtime has a kernel for; quantising and dequantising exist at 8 bits only."""
+    """What the runtime has a kernel for."""
     if isinstance(op, Boundary) and op.function in ("quantize", "dequantize"):
         return (INT8,)
+    if isinstance(op, Boundary) and op.function in ("reorder_input", "reorder_output"):
+        return (FLOAT,)
     if isinstance(op, Gemm):
         return (FLOAT, INT8, *_WEIGHT_ONLY)
     return (FLOAT, INT8)
 
 
-def estimate_profile(device: DeviceClass, operators: Iterable[Operator]) -> Profile:
-    """A profile of `device` for one thread, every row `source: estimated`; the same input gives the same bytes."""
-    rows = tuple(_row(device, op, precision) for op in dict.fromkeys(operators) for precision in _precisions(op))
+def estimate_profile(
+    device: DeviceClass, operators: Iterable[Operator], *, precisions: Sequence[Precision] | None = None
+) -> Profile:
+    """A profile of `device` for one thread, every row `source: estimated`; the same input gives the same bytes.
+
+    Raises `UnsupportedPrecisionError` where no operator has any of `precisions` (all that have a kernel by default).
+    """
+    rows = tuple(
+        _row(device, op, precision)
+        for op in dict.fromkeys(operators)
+        for precision in _precisions(op)
+        if precisions is None or precision in precisions
+    )
+    if not rows:
+        raise UnsupportedPrecisionError(
+            f"an estimate is of precisions that have a kernel, got {', '.join(map(str, precisions or ())) or 'none'} "
+            "for operators that have none of these: ask for w8a8, narrower weights run on its kernels"
+        )
     unpacked = tuple(
         Realisation(
             kind=kind,

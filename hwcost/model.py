@@ -46,13 +46,18 @@ _LEVELS: Final = {
 class ModelLayers:
     """What a model executes: (node name, operator, precision) in order of execution.
 
-    `uncovered` names the nodes that are no known operator; `uncovered_share` is their part of all tensor elements
-    that nodes read and write, the only measure of size that such nodes have.
+    `uncovered` names the nodes that are no known operator. Their share is counted in the tensor elements that nodes
+    read and write (`elements` of all nodes), the only measure of size that such nodes have.
     """
 
     layers: tuple[tuple[str, Operator, Precision], ...]
     uncovered: tuple[str, ...]
-    uncovered_share: float
+    uncovered_elements: int
+    elements: int
+
+    @property
+    def uncovered_share(self) -> float:
+        return self.uncovered_elements / max(self.elements, 1)
 
 
 def load_model(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> onnx.ModelProto:
@@ -214,4 +219,4 @@ def read_model(
             lost += elements
         else:
             layers += [(_name(node), op, precision) for op, precision in mapped]
-    return ModelLayers(tuple(layers), tuple(uncovered), lost / max(total, 1))
+    return ModelLayers(tuple(layers), tuple(uncovered), lost, total)

@@ -1,0 +1,464 @@
+"""The `hwcost` command: profile a device, fit predictors, predict and check models, and show what is known.
+
+Commands only translate between the reader and the library. Heavy modules are imported inside the commands, so that
+`--help` is instant.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from hwcost.console import note, print_json, print_table, progress, run_cli, writing
+from hwcost.errors import FitError, ModelError, ProfileError, QuantityError
+from hwcost.units import parse_seconds
+
+if TYPE_CHECKING:
+    from hwcost.check import Prediction
+    from hwcost.devices import DeviceClass
+    from hwcost.ops import Operator, Precision
+    from hwcost.profiles import Profile
+
+PROFILES: Final = Path("profiles")
+"""Where profiles lie unless the reader says otherwise."""
+
+Sizes = tuple[int, ...]
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _sizes(text: str) -> Sizes:
+    """`3,32,32` as numbers; raises `click.BadParameter`."""
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = (0,)
+    if min(sizes) < 1:
+        raise click.BadParameter(f"sizes are positive numbers with commas between, like 3,32,32; got {text!r}")
+    return sizes
+
+
+def _images(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
+    images = []
+    for sizes in map(_sizes, texts):
+        if len(sizes) != 3:
+            raise click.BadParameter(f"an image is channels,height,width, got {','.join(map(str, sizes))}")
+        images.append((sizes[0], sizes[1], sizes[2]))
+    return tuple(images)
+
+
+def _shapes(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, Sizes]:
+    shapes = {}
+    for text in texts:
+        name, _equals, sizes = text.rpartition("=")
+        if not name:
+            raise click.BadParameter(f"a shape is written name=1,3,224,224; got {text!r}")
+        shapes[name] = _sizes(sizes)
+    return shapes
+
+
+def _duration(_: click.Context, __: click.Parameter, text: str) -> float:
+    try:
+        return parse_seconds(text)
+    except QuantityError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _file(**options: Any) -> "click.Path[Path]":
+    return click.Path(path_type=Path, **options)
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="End with one JSON document, the last line of stdout.")
+
+
+def _model_options(command: _Command) -> _Command:
+    """What `predict` and `check` both take."""
+    for option in (
+        click.option(
+            "--allow-uncovered", is_flag=True, help="Leave out operators without a price, and say their share."
+        ),
+        click.option("--bits", type=click.Choice(["8", "32"]), help="Refuse a model whose weights are of other bits."),
+        click.option(
+            "--shape",
+            "shapes",
+            multiple=True,
+            callback=_shapes,
+            metavar="NAME=N,C,H,W",
+            help="Shape of an input that the model leaves open; repeatable.",
+        ),
+        click.option(
+            "--profile",
+            "profile_path",
+            type=_file(),
+            required=True,
+            help="The device's profile; its fit is read from beside it.",
+        ),
+        click.argument("model", type=_file()),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="faqs-hwcost")
+def cli() -> None:
+    """Measure and predict what neural-network operators cost on a device, at 32, 8, 4 and 2 bits.
+
+    \b
+    Example: from nothing to a prediction beside its measurement
+      hwcost profile && hwcost fit
+      hwcost check model.onnx --profile profiles/<this machine>.json
+    """
+
+
+@cli.command()
+@click.option("--device", default="host", show_default=True, help="A name of `hwcost devices`; `host` is this machine.")
+@click.option("--out", type=_file(dir_okay=False), help="The profile to write.  [default: profiles/<device>.json]")
+@click.option("--passes", type=click.IntRange(1, 100), default=3, show_default=True, help="Timings per operator.")
+@click.option(
+    "--budget", default="60s", show_default=True, callback=_duration, help="Time after which no further pass begins."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(0, 5000),
+    default=150,
+    show_default=True,
+    help="Operators of real networks, beside those of the search spaces.",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    default=("1,8,8", "3,32,32"),
+    show_default=True,
+    callback=_images,
+    metavar="C,H,W",
+    help="Image size whose whole search space is profiled; repeatable.",
+)
+@click.option("--precision", "precisions", multiple=True, help="Only this one, like w8a8; repeatable.  [default: all]")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per run.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample, weights and order.")
+@_json
+def profile(
+    device: str,
+    out: Path | None,
+    passes: int,
+    budget: float,
+    samples: int,
+    images: tuple[tuple[int, int, int], ...],
+    precisions: tuple[str, ...],
+    threads: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure a device's operators, or estimate them where the device is not this machine.
+
+    \b
+    Examples:
+      hwcost profile                  measure this machine, and name the profile after it
+      hwcost profile --device rpi4    on a Pi 4: measure; elsewhere: an estimate that says so
+
+    An interrupted measurement resumes when the same command is run again.
+    """
+    from hwcost.devices import HOST, load_device, runs_here
+    from hwcost.machine import host_device_name
+    from hwcost.ops import Precision
+    from hwcost.report import profile_document, show_profile
+
+    wanted = tuple(map(Precision.parse, precisions)) or None
+    known = None if device == HOST else load_device(device)
+    name = host_device_name() if known is None else known.name
+    target = out or PROFILES / f"{name}.json"
+    operators = _operators(images, seed, samples)
+    if known is None or runs_here(known):
+        made = _measure(name, target, operators, wanted, passes, budget, threads, seed)
+    elif threads == 1:
+        made = _estimate(known, target, operators, wanted)
+    else:
+        raise click.UsageError(f"{name} is not this machine, and an estimate is for one thread: leave out --threads")
+    if as_json:
+        print_json(profile_document(made, target))
+    else:
+        show_profile(made, target)
+
+
+def _operators(images: tuple[tuple[int, int, int], ...], seed: int, samples: int) -> tuple["Operator", ...]:
+    """Every operator of the search spaces of these images, and a sample of other networks'."""
+    from hwcost.sampling import prior_operators
+    from hwcost.space import SearchSpace
+
+    spaces = [SearchSpace.for_image(image, 10) for image in images]
+    operators = [op for space in spaces for op in space.operators()]
+    return tuple(dict.fromkeys((*operators, *prior_operators(seed, samples))))
+
+
+def _measure(
+    name: str,
+    target: Path,
+    operators: tuple["Operator", ...],
+    precisions: tuple["Precision", ...] | None,
+    passes: int,
+    budget_s: float,
+    threads: int,
+    seed: int,
+) -> "Profile":
+    """Time this machine, keeping a journal beside the profile until that is written."""
+    from hwcost.measure import profile_machine
+    from hwcost.profiles import write_profile
+
+    journal = target.with_name(f"{target.name}.partial.jsonl")
+    if journal.exists():
+        note(f"resuming the measurement that {journal} holds")
+    try:
+        with progress(f"Measuring {len(operators)} operators") as report:
+            made = profile_machine(
+                operators,
+                device=name,
+                precisions=precisions,
+                passes=passes,
+                seed=seed,
+                threads=threads,
+                budget_s=budget_s,
+                journal=journal,
+                progress=report,
+                skip_unsupported=True,
+            )
+    except KeyboardInterrupt:
+        note(f"what was timed so far is in {journal}: run the same command again to go on from there")
+        raise
+    with writing(target):
+        write_profile(made, target)
+    journal.unlink(missing_ok=True)
+    return made
+
+
+def _estimate(
+    device: "DeviceClass",
+    target: Path,
+    operators: tuple["Operator", ...],
+    precisions: tuple["Precision", ...] | None,
+) -> "Profile":
+    """Write an estimate, and say plainly that it is one; raises `ProfileError` where it would replace measurements."""
+    from hwcost.estimate import estimate_profile
+    from hwcost.profiles import read_profile, write_profile
+
+    try:
+        measured = target.exists() and "measured" in read_profile(target).sources
+    except ProfileError:
+        measured = False
+    if measured:
+        raise ProfileError(
+            f"an estimate never replaces measurements, and {target} holds some: write it elsewhere with --out"
+        )
+    made = estimate_profile(device, operators, precisions=precisions)
+    note(
+        f"{device.name} is not this machine, so nothing was timed: {target} holds estimates from an analytic model of "
+        f"{device.description}. They are good for ratios and ranking, each within a wide interval, not for "
+        "milliseconds. To measure for real, run the same command on the board."
+    )
+    with writing(target):
+        write_profile(made, target)
+    return made
+
+
+@cli.command()
+@click.argument("profiles", nargs=-1, type=_file(dir_okay=False))
+@click.option(
+    "--profiles",
+    "folder",
+    type=_file(file_okay=False),
+    default=PROFILES,
+    show_default=True,
+    help="Folder whose profiles are all fitted when none is named.",
+)
+@click.option(
+    "--predictor", "names", multiple=True, help="Only this one, beside the baselines; repeatable.  [default: all]"
+)
+@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Of the cross-validation.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the folds and the predictors.")
+@_json
+def fit(profiles: tuple[Path, ...], folder: Path, names: tuple[str, ...], folds: int, seed: int, as_json: bool) -> None:
+    """Fit predictors on profiles, and say how good they are on operators that they have not seen.
+
+    All predictors are cross-validated per operator family and precision; the best is kept beside the profile.
+
+    \b
+    Examples:
+      hwcost fit                                every profile in profiles/
+      hwcost fit profiles/rpi4.json --json      one of them
+      hwcost fit --predictor linear             one predictor beside the baselines
+    """
+    from hwcost.fit import fit_path, fit_profile, write_fit
+    from hwcost.profiles import read_profile
+    from hwcost.report import show_fit
+
+    paths = profiles or tuple(sorted(folder.glob("*.json")))
+    if not paths:
+        raise FitError(f"a fit needs a profile, got none in {folder}: make one with `hwcost profile`")
+    documents: list[dict[str, Any]] = []
+    for path in paths:
+        found = read_profile(path)
+        with progress(f"Fitting {found.device}") as report:
+            fitted = fit_profile(found, names=names or None, seed=seed, folds=folds, progress=report)
+        target = fit_path(path)
+        with writing(target):
+            write_fit(fitted, target)
+        if not as_json:
+            show_fit(found, fitted, target)
+        families = [entry.model_dump(mode="json") for entry in fitted.report]
+        documents.append({"profile": str(path), "device": found.device, "fit": str(target), "families": families})
+    if as_json:
+        print_json({"fits": documents})
+
+
+@cli.command()
+@_model_options
+@_json
+def predict(
+    model: Path, profile_path: Path, shapes: dict[str, Sizes], bits: str | None, allow_uncovered: bool, as_json: bool
+) -> None:
+    """Predict how long one run of an ONNX model takes on a profiled device.
+
+    \b
+    Example:
+      hwcost predict model.onnx --profile profiles/rpi4.json --shape input=1,3,224,224
+    """
+    from hwcost.check import predict_model
+    from hwcost.pricing import load_cost_model
+    from hwcost.report import show_prediction
+
+    cost_model = load_cost_model(profile_path)
+    with progress(f"Reading {model}"):
+        prediction = predict_model(model, cost_model, shapes=shapes, allow_uncovered=allow_uncovered)
+    _expect_bits(prediction, bits)
+    if as_json:
+        print_json(prediction.document())
+    else:
+        show_prediction(prediction)
+
+
+@cli.command()
+@_model_options
+@click.option("--time", default="2s", show_default=True, callback=_duration, help="How long to run the model.")
+@click.option(
+    "--passes", type=click.IntRange(1, 100), default=3, show_default=True, help="Sessions; the fastest run counts."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the inputs.")
+@_json
+def check(
+    model: Path,
+    profile_path: Path,
+    shapes: dict[str, Sizes],
+    bits: str | None,
+    allow_uncovered: bool,
+    time: float,
+    passes: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Predict a model, run it here, and show both; the profile has to be of this machine.
+
+    \b
+    Example:
+      hwcost check model.onnx --profile profiles/<this machine>.json
+    """
+    from hwcost.check import check_model
+    from hwcost.pricing import load_cost_model
+    from hwcost.report import show_check
+
+    cost_model = load_cost_model(profile_path)
+    with progress(f"Running {model}"):
+        checked = check_model(
+            model,
+            cost_model,
+            shapes=shapes,
+            allow_uncovered=allow_uncovered,
+            seconds=time,
+            passes=passes,
+            seed=seed,
+        )
+    _expect_bits(checked.prediction, bits)
+    if as_json:
+        print_json(checked.document())
+    else:
+        show_check(checked)
+
+
+def _expect_bits(prediction: "Prediction", bits: str | None) -> None:
+    if bits is not None and prediction.bits != int(bits):
+        raise ModelError(
+            f"--bits {bits} asks for a model of mostly {bits}-bit weights, {prediction.model} has {prediction.bits}: "
+            "leave --bits out, or export the model at that width"
+        )
+
+
+@cli.command()
+@click.argument("profile_path", metavar="PROFILE", type=_file())
+@_json
+def show(profile_path: Path, as_json: bool) -> None:
+    """Show a profile: its machine, where its numbers come from, and how each bit-width runs there.
+
+    \b
+    Example:
+      hwcost show profiles/rpi4.json
+    """
+    from hwcost.profiles import read_profile
+    from hwcost.report import profile_document, show_profile
+
+    found = read_profile(profile_path)
+    if as_json:
+        print_json(profile_document(found, profile_path))
+    else:
+        show_profile(found, profile_path)
+
+
+@cli.command()
+@_json
+def devices(as_json: bool) -> None:
+    """List the device classes, and mark what this machine is.
+
+    \b
+    Example:
+      hwcost devices
+    """
+    from hwcost.devices import HOST, known_devices, load_device, runs_here
+    from hwcost.machine import detect_machine, host_device_name
+
+    machine = detect_machine()
+    here = f"{machine.cpu}, {machine.cores} cores; its profile is named {host_device_name()}"
+    entries = [(HOST, here, True)]
+    entries += [(known.name, known.description, runs_here(known)) for known in map(load_device, known_devices())]
+    if as_json:
+        names = ("name", "description", "this_machine")
+        print_json({"devices": [dict(zip(names, entry, strict=True)) for entry in entries]})
+    else:
+        rows = [(name, text, "measured here" if mine else "estimated here") for name, text, mine in entries]
+        print_table("Devices:", ("name", "description", "by `hwcost profile`"), rows)
+
+
+@cli.command()
+@_json
+def predictors(as_json: bool) -> None:
+    """List the predictors that `hwcost fit` compares.
+
+    \b
+    Example:
+      hwcost predictors
+    """
+    from hwcost.predictors import BUILT_IN, predictor_names
+
+    names = predictor_names()
+    if as_json:
+        print_json({"predictors": [{"name": name, "built_in": name in BUILT_IN} for name in names]})
+    else:
+        rows = [(name, "built in" if name in BUILT_IN else "of another package") for name in names]
+        print_table("Predictors, simplest first:", ("name", "origin"), rows)
+
+
+def main() -> None:
+    """Entry point of the `hwcost` command."""
+    run_cli(cli, "hwcost")
+
+
+if __name__ == "__main__":
+    main()

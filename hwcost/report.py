@@ -1,0 +1,166 @@
+"""What the `hwcost` command prints of a profile, a fit, a prediction and a check.
+
+Where a number was not measured, the word that says so stands beside it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hwcost.console import print_table
+from hwcost.ops import PRECISIONS, key
+from hwcost.profiles import Profile
+from hwcost.units import format_seconds
+
+if TYPE_CHECKING:
+    from hwcost.check import Check, Prediction
+    from hwcost.fit import Fit
+
+_ROWS: Final = 5
+"""Rows shown at either end of a profile."""
+_OPERATORS: Final = 10
+"""Operators shown of a model."""
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _half_width(share: float) -> str:
+    """Small ones as `±5.0 %`, large ones as the factor that they are: `x/÷ 3.0`."""
+    return f"±{_percent(share)}" if share < 0.5 else f"x/÷ {1 + share:.1f}"
+
+
+def _realised(profile: Profile) -> dict[str, dict[str, str]]:
+    """kind -> precision -> how it runs: `native`, `as w8a8`, `not native`, or `mixed` where operators differ."""
+    seen: dict[str, dict[str, set[str]]] = {}
+    for row in profile.rows:
+        ways = seen.setdefault(row.operator.kind, {}).setdefault(str(row.precision), set())
+        ways.add("native" if row.native else "not native")
+    for entry in profile.realisations:
+        way = "native" if entry.native else f"as {entry.runs_as}"
+        seen.setdefault(entry.kind, {}).setdefault(str(entry.precision), set()).add(way)
+    return {
+        kind: {precision: ways.pop() if len(ways) == 1 else "mixed" for precision, ways in by_precision.items()}
+        for kind, by_precision in seen.items()
+    }
+
+
+def _counts(profile: Profile) -> dict[str, int]:
+    return {source: sum(row.source == source for row in profile.rows) for source in profile.sources}
+
+
+def profile_document(profile: Profile, path: Path) -> dict[str, Any]:
+    """A profile without its rows, as JSON values."""
+    return {
+        "profile": str(path),
+        "device": profile.device,
+        "machine": profile.machine.model_dump(mode="json"),
+        "created": profile.created,
+        "rows": len(profile.rows),
+        "sources": _counts(profile),
+        "int8_form": profile.int8_form,
+        "run_overhead_s": profile.run_overhead_s,
+        "noise_floor": profile.noise_floor,
+        "realisations": _realised(profile),
+        "notes": list(profile.notes),
+    }
+
+
+def show_profile(profile: Profile, path: Path) -> None:
+    """Machine, sources, how each precision runs, the slowest and the fastest rows."""
+    machine, counts = profile.machine, _counts(profile)
+    lines = {
+        "machine": f"{machine.cpu}, {machine.architecture}, {machine.cores} cores, threads used: {machine.threads}",
+        "runtime": f"onnxruntime {machine.onnxruntime}; {machine.system}",
+        "features": " ".join(machine.features) or "unknown",
+        "rows": f"{', '.join(f'{count} {source}' for source, count in counts.items())}; {profile.created}",
+        "int8 form": f"{profile.int8_form} (activations, weights)",
+        "one call": f"{format_seconds(profile.run_overhead_s)} without operators",
+    }
+    if "measured" in counts:
+        lines["noise floor"] = _percent(profile.noise_floor)
+    print(f"{profile.device}: {path}")
+    for name, text in (*lines.items(), *(("note", text) for text in profile.notes)):
+        print(f"  {name:<12}  {text}")
+    columns = [str(precision) for precision in PRECISIONS]
+    table = [(kind, *(ways.get(column, "-") for column in columns)) for kind, ways in _realised(profile).items()]
+    print_table("How each precision (bits of weights and activations) runs:", ("kind", *columns), table)
+    by_latency = sorted(profile.rows, key=lambda row: row.latency_s)
+    for title, rows in (("slowest", by_latency[::-1][:_ROWS]), ("fastest", by_latency[:_ROWS])):
+        entries = [
+            (key(row.operator), str(row.precision), format_seconds(row.latency_s), row.realisation, row.source)
+            for row in rows
+        ]
+        print_table(
+            f"The {title} of {len(by_latency)} rows:",
+            ("operator", "precision", "latency", "realisation", "source"),
+            entries,
+        )
+
+
+def show_fit(profile: Profile, fit: "Fit", path: Path) -> None:
+    """The error table: per family, the chosen predictor beside the two baselines."""
+    rows = []
+    for entry in fit.report:
+        errors = {error.predictor: error for error in entry.errors}
+        chosen = errors.get(entry.chosen)
+        rows.append(
+            (
+                entry.family,
+                str(entry.precision),
+                str(entry.rows),
+                entry.chosen,
+                _percent(chosen.mape if chosen else None),
+                _percent(chosen.within_10 if chosen else None),
+                *(_percent(errors[name].mape if name in errors else None) for name in ("flops", "roofline")),
+                _half_width(entry.interval),
+            )
+        )
+    columns = ("family", "precision", "rows", "chosen", "its error", "within 10 %", "flops", "roofline", "interval")
+    print_table(f"{profile.device}: mean errors on held-out operators; kept in {path}", columns, rows)
+    if profile.sources == ("measured",):
+        print(f"noise floor of the measurements: {_percent(profile.noise_floor)}")
+    else:
+        print(
+            f"rows are {' and '.join(profile.sources)}: the errors say how well those are reproduced, not how far they "
+            "are from the device; the intervals include both"
+        )
+
+
+def show_prediction(prediction: "Prediction") -> None:
+    """The slowest operators, the total with its interval, and what was left out."""
+    slowest = sorted(prediction.operators, key=lambda operator: -operator.price.latency_s)
+    total = prediction.total
+    rows = [
+        (
+            operator.name,
+            operator.operator.kind,
+            str(operator.precision),
+            format_seconds(operator.price.latency_s),
+            _percent(operator.price.latency_s / total.latency_s),
+            operator.price.label + (", extrapolated" if operator.price.extrapolated else ""),
+        )
+        for operator in slowest[:_OPERATORS]
+    ]
+    title = f"{prediction.model} on {prediction.device}: the slowest of {len(slowest)} operators"
+    print_table(title, ("node", "kind", "precision", "predicted", "share", "source"), rows)
+    print(
+        f"predicted: {format_seconds(total.latency_s)}, between {format_seconds(total.low_s)} and "
+        f"{format_seconds(total.high_s)} ({', '.join(total.sources)}); of it {format_seconds(total.run_overhead_s)} is "
+        "the call itself"
+    )
+    if prediction.uncovered:
+        print(
+            f"left out: {len(prediction.uncovered)} nodes without a price, {_percent(prediction.uncovered_share)} of "
+            f"the tensor elements: {', '.join(prediction.uncovered)}"
+        )
+
+
+def show_check(checked: "Check") -> None:
+    """The prediction, and beneath it the measurement."""
+    show_prediction(checked.prediction)
+    print(
+        f"measured:  {format_seconds(checked.measured_s)}; the prediction is off by {100 * checked.error:+.1f} % "
+        f"(noise floor {_percent(checked.noise_floor)}), the measurement lies "
+        f"{'within' if checked.within_interval else 'OUTSIDE'} its interval"
+    )
