@@ -3,10 +3,7 @@
 Messages carry one `ConfigRecord` named `faqs` with one field: `text` in the set-up, `blob` afterwards.
 """
 
-import os
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+import faqs.engine  # noqa: F401, I001 - sets Flower's environment before Flower is imported
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp

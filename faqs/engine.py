@@ -148,6 +148,10 @@ class InProcessGrid(Grid):
         """The state of each node by node id, as protobuf bytes: equal states give equal bytes."""
         return dict(self._states)
 
+    def state_of(self, node_id: int) -> RecordDict:
+        """A copy of the state of one node."""
+        return _state_from_bytes(self._states[node_id])
+
     def load_states(self, states: Mapping[int, bytes]) -> None:
         """Go on from what `save_states` gave; raises `RunError`, and changes nothing, unless it fits these nodes."""
         if set(states) != set(self._states):

@@ -6,8 +6,9 @@ next one; the round goes on as long as one update is usable. What the loop carri
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -19,47 +20,40 @@ from faqs.engine import count_bytes, wire_bytes
 from faqs.errors import FaqsError, RunError, WireError
 from faqs.ledger import Direction, Entry, Kind, Ledger
 from faqs.participant import Assignment, first_decision, read_decision
-from faqs.strategy import (
-    ServerState,
-    Update,
-    aggregate,
-    downlink,
-    expected_lengths,
-    forget_client,
-    ideal_bytes,
-)
+from faqs.runs import RoundReport
+from faqs.strategy import ServerState, Update, aggregate, downlink, expected_lengths, forget_client, ideal_bytes
 from faqs.supernet import shared_cuts
-from faqs.wire import Header, decode, read_header
+from faqs.wire import Header, decode
 from hwcost import Architecture, LookupTable
 
 REPLY_TIMEOUT_S = 3600.0
 
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What a round did. `accuracy[k]`, `decisions[k]`: client k's decided network on its held-out share; None and
-    missing where `refused[k]` says why."""
-
-    round: int
-    loss: float
-    coverage: float
-    accuracy: dict[int, float]
-    decisions: dict[int, list[str]]
-    refused: dict[int, str]
+Parsed = TypeVar("Parsed")
 
 
 @dataclass
 class Federation:
-    """State of a run on the server: numbers, ledger, which clients must be set up again before they can be used."""
+    """State of a run on the server. `lost`: clients that must be set up again before they can be used."""
 
     config: SearchConfig
     state: ServerState
     ledger: Ledger = field(default_factory=Ledger)
     lost: set[int] = field(default_factory=set)
+    reports: list[RoundReport] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A round's reply, validated."""
+
+    update: Update
+    decision: Architecture
+    loss: float
+    accuracy: float
 
 
 class Server:
-    """Talks to the clients of one federation over `grid`."""
+    """Talks to the clients of one federation over `grid`; `tables[k]` prices the device of client k."""
 
     def __init__(self, grid: Grid, config: SearchConfig, tables: Sequence[LookupTable]) -> None:
         self._grid, self._config, self._tables = grid, config, tables
@@ -69,12 +63,12 @@ class Server:
     def connect(self) -> None:
         """Ask every node for its client number; raises `FaqsError` unless each client is there once."""
         nodes = list(self._grid.get_node_ids())
-        replies = self._send("query.hello", 0, {node: content_of("text", "") for node in nodes})
+        hello = [Message(content_of("text", ""), node, "query.hello", group_id="0") for node in nodes]
         found: dict[int, int] = {}
-        for node, reply in replies.items():
-            if isinstance(reply, str):
-                raise FaqsError(f"a node could not say which client it is: {reply}")
-            found[int(read_text(reply))] = node
+        for reply in self._grid.send_and_receive(hello, timeout=REPLY_TIMEOUT_S):
+            if reply.has_error():
+                raise FaqsError(f"a node could not say which client it is: {reply.error.reason}")
+            found[_whole_number(reply.content)] = reply.metadata.src_node_id
         if sorted(found) != list(range(self._config.clients)):
             raise FaqsError(
                 f"a federation of {self._config.clients} clients has the clients 0 to {self._config.clients - 1}, "
@@ -84,152 +78,164 @@ class Server:
 
     def start(self) -> Federation:
         """Set every client up; raises `FaqsError` with the reason when one cannot be."""
-        ledger = Ledger()
-        clients = range(self._config.clients)
-        samples = self._set_up(clients, 0, ledger)
-        for client, count in samples.items():
+        ledger, clients = Ledger(), range(self._config.clients)
+        samples: list[int] = []
+        for client, count in self._set_up(clients, 0, ledger).items():
             if isinstance(count, str):
                 raise FaqsError(f"client {client} cannot take part: {count}")
+            samples.append(count)
         decisions = [first_decision(self._assignment(client)) for client in clients]
-        counts = [int(samples[client]) for client in clients]
-        state = ServerState.start(self._space, self._config.seed, decisions, counts)
+        state = ServerState.start(self._space, self._config.seed, decisions, samples)
         return Federation(self._config, state, ledger)
 
-    def run_round(self, federation: Federation) -> RoundReport:
-        """One round, in place; raises `FaqsError` when no client sent a usable update."""
+    def run_round(self, federation: Federation) -> None:
+        """One round, in place, with its report appended; raises `FaqsError` when no client sent a usable update."""
         state, number = federation.state, federation.state.round
         self._recover(federation)
-        replies = self._exchange(federation, "train", "train", sorted(set(self._nodes) - federation.lost))
-        updates, headers, refused = [], {}, dict.fromkeys(federation.lost, "could not be set up again")
+        present = [client for client in self._nodes if client not in federation.lost]
+        refused = dict.fromkeys(federation.lost, "could not be set up again")
+        trained: dict[int, _Trained] = {}
+        replies = self._exchange(
+            federation, "train", "train", present, lambda client, content: self._read_update(state, client, content)
+        )
         for client, reply in replies.items():
             if isinstance(reply, str):
                 refused[client] = reply
-                continue
-            try:
-                message = decode(reply, lengths=expected_lengths(state, self._space, client))
-                decision = self._read_header(message.header, number, client)
-            except WireError as error:
-                refused[client] = str(error)
-                continue
-            cuts = shared_cuts(self._space, state.decisions[client])
-            updates.append(Update(client, state.samples[client], cuts, message.tensors))
-            headers[client] = message.header
-            state.decisions[client] = decision
-        if not updates:
+            else:
+                trained[client] = reply
+        if not trained:
             reasons = "; ".join(f"client {client}: {reason}" for client, reason in refused.items())
             raise FaqsError(f"a round needs one usable update, got none in round {number}: {reasons}")
-        federation.lost = {client for client in refused if client not in headers}
-        coverage = aggregate(state.weights, updates, self._config.server_learning_rate)
+        coverage = aggregate(
+            state.weights, [reply.update for reply in trained.values()], self._config.server_learning_rate
+        )
+        for client, reply in trained.items():
+            state.decisions[client] = reply.decision
+        federation.lost = set(refused)
         state.round += 1
-        weights = [update.samples for update in updates]
-        losses = [_number(headers[update.client], "loss") for update in updates]
-        return RoundReport(
-            number,
-            float(np.average(losses, weights=weights)),
-            coverage,
-            {client: _number(header, "accuracy") for client, header in headers.items()},
-            {client: [str(c) for c in state.decisions[client]] for client in headers},
-            refused,
+        samples = [reply.update.samples for reply in trained.values()]
+        federation.reports.append(
+            RoundReport(
+                number,
+                float(np.average([reply.loss for reply in trained.values()], weights=samples)),
+                coverage,
+                {client: reply.accuracy for client, reply in trained.items()},
+                {client: [str(choice) for choice in reply.decision] for client, reply in trained.items()},
+                refused,
+            )
         )
 
     def finish(self, federation: Federation) -> dict[int, float]:
         """Let every client personalise; returns each one's accuracy on its held-out share, or raises `FaqsError`."""
         self._recover(federation)
-        replies = self._exchange(federation, "evaluate.final", "final", list(self._nodes))
-        scores = {}
+
+        def read(client: int, content: RecordDict) -> float:
+            return _number(decode(read_blob(content), lengths={}).header, "accuracy")
+
+        scores: dict[int, float] = {}
+        replies = self._exchange(federation, "evaluate.final", "final", list(self._nodes), read)
         for client, reply in replies.items():
             if isinstance(reply, str):
                 raise FaqsError(f"client {client} could not personalise its network: {reply}")
-            scores[client] = _number(read_header(reply), "accuracy")
+            scores[client] = reply
         return scores
+
+    def node(self, client: int) -> int:
+        """The node id of a client, once connected."""
+        return self._nodes[client]
 
     def _assignment(self, client: int) -> Assignment:
         return Assignment(client, self._config, self._tables[client])
 
-    def _read_header(self, header: Header, number: int, client: int) -> Architecture:
-        if header.get("round") != number:
-            raise WireError(f"an update belongs to round {number}, got {header.get('round')!r}")
-        for name in ("loss", "accuracy"):
-            _number(header, name)
-        return read_decision(header, self._tables[client])
+    def _read_update(self, state: ServerState, client: int, content: RecordDict) -> _Trained:
+        """Validate a round's reply; raises `WireError`."""
+        message = decode(read_blob(content), lengths=expected_lengths(state, self._space, client))
+        if message.header.get("round") != state.round:
+            raise WireError(f"an update belongs to round {state.round}, got {message.header.get('round')!r}")
+        cuts = shared_cuts(self._space, state.decisions[client])
+        return _Trained(
+            Update(client, state.samples[client], cuts, message.tensors),
+            read_decision(message.header, self._tables[client]),
+            _number(message.header, "loss"),
+            _number(message.header, "accuracy"),
+        )
 
     def _recover(self, federation: Federation) -> None:
         """Start lost clients over from the seed."""
-        if federation.lost:
-            again = self._set_up(sorted(federation.lost), federation.state.round, federation.ledger)
-            for client, count in again.items():
-                if not isinstance(count, str):
-                    federation.lost.discard(client)
-                    forget_client(federation.state, self._space, self._config.seed, client)
+        again = self._set_up(sorted(federation.lost), federation.state.round, federation.ledger)
+        for client, count in again.items():
+            if not isinstance(count, str):
+                federation.lost.discard(client)
+                forget_client(federation.state, self._space, self._config.seed, client)
 
-    def _set_up(self, clients: Sequence[int], number: int, ledger: Ledger) -> dict[int, int | str]:
-        contents = {self._nodes[client]: content_of("text", self._assignment(client).to_json()) for client in clients}
-        replies = self._send("query.setup", number, contents, ledger, "setup")
-        outcome: dict[int, int | str] = {}
-        for client in clients:
-            reply = replies[self._nodes[client]]
-            outcome[client] = reply if isinstance(reply, str) else int(read_text(reply))
-        return outcome
+    def _set_up(self, clients: Iterable[int], number: int, ledger: Ledger) -> dict[int, int | str]:
+        """Send assignments; returns each client's number of training samples, or why it has none."""
+        contents = {client: content_of("text", self._assignment(client).to_json()) for client in clients}
+        return self._send("query.setup", "setup", number, contents, ledger, lambda _, content: _whole_number(content))
 
     def _exchange(
-        self, federation: Federation, message_type: str, kind: Kind, clients: Sequence[int]
-    ) -> dict[int, bytes | str]:
-        """Send every client what it misses; returns its blob, or the reason why there is none."""
+        self,
+        federation: Federation,
+        message_type: str,
+        kind: Kind,
+        clients: Sequence[int],
+        parse: Callable[[int, RecordDict], Parsed],
+    ) -> dict[int, Parsed | str]:
+        """Send every client what it misses; returns its parsed reply, or the reason why there is none."""
         state, step = federation.state, self._config.wire.relative_step_down
-        blobs = {client: downlink(state, self._space, client, step) for client in clients}
-        ideal = {self._nodes[client]: ideal_bytes(state, self._space, client) for client in clients}
-        contents = {self._nodes[client]: content_of("blob", blob) for client, blob in blobs.items()}
-        replies = self._send(message_type, state.round, contents, federation.ledger, kind, ideal)
-        answers: dict[int, bytes | str] = {}
-        for client in clients:
-            reply = replies[self._nodes[client]]
-            try:
-                answers[client] = reply if isinstance(reply, str) else read_blob(reply)
-            except WireError as error:
-                answers[client] = str(error)
-        return answers
+        contents = {client: content_of("blob", downlink(state, self._space, client, step)) for client in clients}
+        ideal = {client: ideal_bytes(state, self._space, client) for client in clients}
+        return self._send(message_type, kind, state.round, contents, federation.ledger, parse, ideal)
 
     def _send(
         self,
         message_type: str,
+        kind: Kind,
         number: int,
         contents: Mapping[int, RecordDict],
-        ledger: Ledger | None = None,
-        kind: Kind = "setup",
+        ledger: Ledger,
+        parse: Callable[[int, RecordDict], Parsed],
         ideal: Mapping[int, float] | None = None,
-    ) -> dict[int, RecordDict | str]:
-        """Messages out, replies in, both entered in the ledger; a node without a usable reply gives its reason."""
-        messages = [Message(content, node, message_type, group_id=str(number)) for node, content in contents.items()]
+    ) -> dict[int, Parsed | str]:
+        """One message per client out, its reply in, both entered in the ledger; `parse` refuses by `WireError`."""
+        sent = {
+            client: Message(content, self._nodes[client], message_type, group_id=str(number))
+            for client, content in contents.items()
+        }
         replies = {
             reply.metadata.src_node_id: reply
-            for reply in self._grid.send_and_receive(messages, timeout=REPLY_TIMEOUT_S)
+            for reply in self._grid.send_and_receive(list(sent.values()), timeout=REPLY_TIMEOUT_S)
         }
-        clients = {node: client for client, node in self._nodes.items()}
-        outcome: dict[int, RecordDict | str] = {}
-        crossed: list[tuple[Message, Direction]] = []
-        for message in messages:
-            node = message.metadata.dst_node_id
-            reply = replies.get(node)
-            crossed.append((message, "down"))
+        outcome: dict[int, Parsed | str] = {}
+        for client, message in sent.items():
+            weights = (ideal or {}).get(client, 0.0)
+            ledger.append(_entry(message, number, client, "down", kind, weights))
+            reply = replies.get(self._nodes[client])
             if reply is None:
-                outcome[node] = f"no reply within {REPLY_TIMEOUT_S:.0f} s"
+                outcome[client] = f"no reply within {REPLY_TIMEOUT_S:.0f} s"
                 continue
-            crossed.append((reply, "up"))
-            outcome[node] = reply.error.reason or "failed" if reply.has_error() else reply.content
-        for message, direction in crossed if ledger is not None else ():
-            assert ledger is not None
-            node = message.metadata.dst_node_id if direction == "down" else message.metadata.src_node_id
-            content = message.content if message.has_content() else RecordDict()
-            size = sum(len(value) for record in content.config_records.values() for value in record.values()
-                       if isinstance(value, str | bytes))  # fmt: skip
-            expected = (ideal or {}).get(node, 0.0) if kind == "train" or direction == "down" else 0.0
+            if reply.has_error():
+                outcome[client] = reply.error.reason or "failed without a reason"
+            else:
+                try:
+                    outcome[client] = parse(client, reply.content)
+                except WireError as error:
+                    outcome[client] = str(error)
+            refused = isinstance(outcome[client], str)
             ledger.append(
-                Entry(
-                    number, clients[node], direction, kind, expected, size,
-                    count_bytes(content), wire_bytes(message, direction), refused=message.has_error(),
-                )
-            )  # fmt: skip
+                _entry(reply, number, client, "up", kind, weights if kind == "train" else 0.0, refused=refused)
+            )
         return outcome
+
+
+def _entry(
+    message: Message, number: int, client: int, direction: Direction, kind: Kind, ideal: float, refused: bool = False
+) -> Entry:
+    content = message.content if message.has_content() else RecordDict()
+    values = (value for record in content.config_records.values() for value in record.values())
+    payload = sum(len(value) for value in values if isinstance(value, str | bytes))
+    flower, wire = count_bytes(content), wire_bytes(message, direction)
+    return Entry(number, client, direction, kind, ideal, payload, flower, wire, refused)
 
 
 def _number(header: Header, name: str) -> float:
@@ -239,19 +245,26 @@ def _number(header: Header, name: str) -> float:
     return float(value)
 
 
-OnRound = Callable[[RoundReport, Federation], None]
+def _whole_number(content: RecordDict) -> int:
+    text = read_text(content)
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise WireError(f"a set-up reply is a whole number, got {text[:40]!r}")
+    return int(text)
 
 
-def run_search(
-    server: Server, federation: Federation | None, on_round: OnRound
+def run_rounds(
+    server: Server, federation: Federation | None, on_round: Callable[[Federation], None]
 ) -> tuple[Federation, dict[int, float]]:
-    """All rounds that are left, then personalisation. `on_round` sees every finished round (to show, to checkpoint)."""
+    """All rounds that are left, then personalisation. `on_round` sees the state after every round (to checkpoint it).
+
+    Returns the end state and each client's accuracy; raises `FaqsError`.
+    """
     server.connect()
     if federation is None:
         federation = server.start()
     elif federation.state.round > federation.config.rounds:
         raise RunError(f"a run of {federation.config.rounds} rounds cannot be in round {federation.state.round}")
     while federation.state.round < federation.config.rounds:
-        report = server.run_round(federation)
-        on_round(report, federation)
+        server.run_round(federation)
+        on_round(federation)
     return federation, server.finish(federation)

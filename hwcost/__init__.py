@@ -8,7 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hwcost.console import note as note
+    from hwcost.console import print_json as print_json
+    from hwcost.console import print_table as print_table
+    from hwcost.console import progress as progress
+    from hwcost.console import run_cli as run_cli
+    from hwcost.console import writing as writing
     from hwcost.errors import HwcostError as HwcostError
+    from hwcost.errors import InvalidSpaceError as InvalidSpaceError
+    from hwcost.errors import ProfileError as ProfileError
+    from hwcost.errors import QuantityError as QuantityError
+    from hwcost.errors import UnsupportedPrecisionError as UnsupportedPrecisionError
+    from hwcost.files import write_atomically as write_atomically
     from hwcost.fit import FamilyReport as FamilyReport
     from hwcost.fit import Fit as Fit
     from hwcost.fit import fit_path as fit_path
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
     from hwcost.lookup import METRICS as METRICS
     from hwcost.lookup import LookupTable as LookupTable
     from hwcost.lookup import build_table as build_table
+    from hwcost.machine import detect_machine as detect_machine
     from hwcost.ops import FLOAT as FLOAT
     from hwcost.ops import INT8 as INT8
     from hwcost.ops import Boundary as Boundary
@@ -40,6 +52,7 @@ if TYPE_CHECKING:
     from hwcost.profiles import Row as Row
     from hwcost.profiles import read_profile as read_profile
     from hwcost.profiles import write_profile as write_profile
+    from hwcost.runtime import time_model as time_model
     from hwcost.space import SKIP as SKIP
     from hwcost.space import Architecture as Architecture
     from hwcost.space import BlockChoice as BlockChoice
@@ -55,7 +68,18 @@ if TYPE_CHECKING:
     from hwcost.units import parse_seconds as parse_seconds
 
 _PUBLIC: dict[str, str] = {
+    "ProfileError": "hwcost.errors",
+    "writing": "hwcost.console",
+    "progress": "hwcost.console",
+    "note": "hwcost.console",
+    "print_table": "hwcost.console",
+    "print_json": "hwcost.console",
+    "run_cli": "hwcost.console",
+    "write_atomically": "hwcost.files",
     "HwcostError": "hwcost.errors",
+    "UnsupportedPrecisionError": "hwcost.errors",
+    "QuantityError": "hwcost.errors",
+    "InvalidSpaceError": "hwcost.errors",
     "Fit": "hwcost.fit",
     "FamilyReport": "hwcost.fit",
     "fit_path": "hwcost.fit",
@@ -66,6 +90,7 @@ _PUBLIC: dict[str, str] = {
     "METRICS": "hwcost.lookup",
     "LookupTable": "hwcost.lookup",
     "build_table": "hwcost.lookup",
+    "detect_machine": "hwcost.machine",
     "FLOAT": "hwcost.ops",
     "INT8": "hwcost.ops",
     "Boundary": "hwcost.ops",
@@ -87,6 +112,7 @@ _PUBLIC: dict[str, str] = {
     "Row": "hwcost.profiles",
     "read_profile": "hwcost.profiles",
     "write_profile": "hwcost.profiles",
+    "time_model": "hwcost.runtime",
     "SKIP": "hwcost.space",
     "Architecture": "hwcost.space",
     "BlockChoice": "hwcost.space",

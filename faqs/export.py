@@ -1,0 +1,244 @@
+"""A decided network as an int8 ONNX file: the same integers that were trained, as the runtime's integer kernels read them.
+
+The graph is QDQ (QuantizeLinear/DequantizeLinear around every operator), which onnxruntime fuses into integer kernels
+and which other runtimes read too. Weights are the network's own codes, batch norm is folded into their scales and the
+bias, a ReLU is the clip of an unsigned activation at zero. 4- and 2-bit weights stand in int8 containers. How
+integers are labelled (`int8_form`) changes no value: which form is fast and exact is the device's matter.
+
+Where scores differ from torch's, and by how much: torch adds in float32 and this file in integers, so a value
+that lies on a rounding tie may fall on either side (one step); a bias is rounded to the unit of its accumulator (half a
+unit, and a unit of narrow weights may be a good part of a step); a pooled mean is rounded once in both, from sums
+made in another order. Such a step then travels through the layers behind. `Check.agrees` states what is accepted.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
+
+from faqs.data import Dataset
+from faqs.errors import ExportError
+from faqs.quant import ActivationQuantiser, container_unit, container_values, nested_codes, weight_clip, weight_codes
+from faqs.superkernel import ConvNorm, SlicedBlock
+from faqs.supernet import DecidedNet
+from hwcost import time_model
+
+Int8Form = Literal["u8u8", "u8s8", "s8s8"]
+"""Number formats of activations and of weights."""
+
+# 1: first version.
+FORMAT_VERSION: Final = 1
+LEAST_AGREEMENT: Final = 0.99
+LARGEST_ACCURACY_DIFFERENCE: Final = 0.01
+
+_OPSET: Final = 17
+_IR_VERSION: Final = 8
+_LARGEST_BIAS: Final = 2.0**30
+"""Of a bias in units of its accumulator: half of int32, the other half is the sum's."""
+_LEAST_UNIT: Final = 2.0**-30
+"""Of an accumulator's unit in output steps; below it no sum of an int32 reaches half a step."""
+_RUNTIME_ERRORS: Final = (
+    runtime_state.Fail,
+    runtime_state.InvalidArgument,
+    runtime_state.InvalidGraph,
+    runtime_state.InvalidProtobuf,
+    runtime_state.NotImplemented,
+    runtime_state.RuntimeException,
+)
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """An integer tensor; `step` is the value of one code, `signed` codes are -128..127 and the others 0..255."""
+
+    name: str
+    step: np.float32
+    signed: bool
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """int8 codes in -127..127, shape [out, ...], with a unit per output channel, and the bias they are used with."""
+
+    codes: NDArray[np.int8]
+    units: NDArray[np.float32]
+    bias: NDArray[np.int32]
+
+
+@dataclass
+class _Graph:
+    """A model under construction in one int8 form."""
+
+    form: Int8Form
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+    weight_bits: dict[str, int] = field(default_factory=dict)
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def node(self, op_type: str, name: str, inputs: list[str], **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op_type, inputs, [f"{name}.out"], name=name, **attributes))
+        return f"{name}.out"
+
+    def quantise(self, name: str, value: str, step: np.float32, signed: bool) -> _Activation:
+        """Codes are moved into the container: 0..255, or -128..127 where activations are int8."""
+        if self.form[0] == "u":
+            zero: np.generic = np.uint8(128 if signed else 0)
+        else:
+            zero = np.int8(0 if signed else -128)
+        pair = [self.constant(f"{name}.step", np.asarray(step, np.float32)), self.constant(f"{name}.zero", np.asarray(zero))]
+        codes = self.node("QuantizeLinear", f"{name}.quantise", [value, *pair])
+        return _Activation(self.node("DequantizeLinear", f"{name}.dequantise", [codes, *pair]), step, signed)
+
+    def weigh(self, name: str, weights: _Weights, step: np.float32) -> list[str]:
+        """The float views of weights and bias; the bias is in units of input step times weight unit."""
+        if self.form[2] == "u":
+            container: NDArray[Any] = (weights.codes.astype(np.int16) + 128).astype(np.uint8)
+            zeros: NDArray[Any] = np.full(len(weights.units), 128, np.uint8)
+        else:
+            container, zeros = weights.codes, np.zeros(len(weights.units), np.int8)
+        unit = self.constant(f"{name}.unit", weights.units)
+        weight = [self.constant(f"{name}.weight", container), unit, self.constant(f"{name}.weight_zero", zeros)]
+        bias = [
+            self.constant(f"{name}.bias", weights.bias),
+            self.constant(f"{name}.bias_unit", weights.units * step),
+            self.constant(f"{name}.bias_zero", np.zeros(len(weights.units), np.int32)),
+        ]
+        return [
+            self.node("DequantizeLinear", f"{name}.weight.dequantise", weight, axis=0),
+            self.node("DequantizeLinear", f"{name}.bias.dequantise", bias, axis=0),
+        ]
+
+    def convolve(self, name: str, x: _Activation, layer: ConvNorm, bits: int) -> _Activation:
+        step, (kernel, pad) = _step(layer.quantise), (layer.weight.shape[-1], layer.weight.shape[-1] // 2)
+        inputs = [x.name, *self.weigh(name, _fold(layer, bits, x.step, step), x.step)]
+        self.weight_bits[name] = bits
+        y = self.node(
+            "Conv",
+            name,
+            inputs,
+            kernel_shape=[kernel, kernel],
+            strides=[layer.stride, layer.stride],
+            pads=[pad] * 4,
+            group=layer.groups,
+        )
+        return self.quantise(name, y, step, layer.quantise.signed)
+
+    def block(self, name: str, x: _Activation, block: SlicedBlock) -> _Activation:
+        y, bits = x, block.choice.weight_bits
+        y = self.convolve(f"{name}.expand", y, block.expand, bits)
+        y = self.convolve(f"{name}.depthwise", y, block.depthwise, bits)
+        y = self.convolve(f"{name}.project", y, block.project, bits)
+        if block.add is not None:
+            reader = f"{name}.add"
+            total = self.node("Add", reader, [x.name, y.name])
+            y = self.quantise(reader, total, _step(block.add), signed=True)
+        return y
+
+    def head(self, x: _Activation, network: DecidedNet) -> str:
+        mean = self.node("GlobalAveragePool", "pool", [x.name])
+        pooled = self.quantise("pool", mean, _step(network.pool), signed=True)
+        flat = self.node("Flatten", "flatten", [pooled.name], axis=1)
+        pooled = self.quantise("flatten", flat, pooled.step, signed=True)
+        weight, step = network.classifier.weight.detach(), _step(network.logits)
+        clip = weight_clip(weight)
+        codes = container_values(nested_codes(weight_codes(weight, clip), 8), 8).numpy().astype(np.float64)
+        units = container_unit(clip, 8).double().numpy().reshape(-1)
+        folded = _in_range(codes, units, network.classifier.bias.detach().double().numpy(), pooled.step, step)
+        inputs = [pooled.name, *self.weigh("classifier", folded, pooled.step)]
+        self.weight_bits["classifier"] = 8
+        scores = self.node("Gemm", "classifier", inputs, transB=1)
+        return self.quantise("classifier", scores, step, signed=True).name
+
+
+def _step(quantiser: ActivationQuantiser) -> np.float32:
+    return np.float32(quantiser.step.detach().item())
+
+
+def _fold(layer: ConvNorm, bits: int, step_in: np.float32, step_out: np.float32) -> _Weights:
+    """A convolution's codes with its batch norm folded in: a negative gamma flips the signs of its channel."""
+    weight, norm = layer.weight.detach(), layer.norm
+    clip = weight_clip(weight)
+    codes = container_values(nested_codes(weight_codes(weight, clip), bits), bits).numpy().astype(np.float64)
+    assert norm.running_mean is not None and norm.running_var is not None
+    gain = (norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()).numpy()
+    bias = norm.bias.detach().double().numpy() - gain * norm.running_mean.double().numpy()
+    units = container_unit(clip, bits).double().numpy().reshape(-1) * np.abs(gain)
+    flipped = codes * np.where(gain < 0, -1.0, 1.0)[:, None, None, None]
+    return _in_range(flipped, units, bias, step_in, step_out)
+
+
+def _in_range(
+    codes: NDArray[np.float64],
+    units: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    step_in: np.float32,
+    step_out: np.float32,
+) -> _Weights:
+    """Weights whose bias fits int32. A channel that is almost dead (a gamma near 0, all weights 0) gets a larger unit
+    and is rounded to it: what it loses is less than the bias can show."""
+    least = np.maximum(np.abs(bias) / _LARGEST_BIAS, float(step_out) * _LEAST_UNIT) / float(step_in)
+    safe = np.maximum(units, least).astype(np.float32)
+    shrink = np.where(units < least, units / safe.astype(np.float64), 1.0)
+    recoded = np.rint(codes * shrink.reshape(-1, *(1,) * (codes.ndim - 1)))
+    accumulator = safe.astype(np.float64) * float(step_in)
+    return _Weights(recoded.astype(np.int8), safe, np.rint(bias / accumulator).astype(np.int32))
+
+
+def export_onnx(network: DecidedNet, int8_form: Int8Form) -> bytes:
+    """The ONNX file of a network, the same bytes every time: `images` float [1, channels, height, width] in [0, 1] ->
+    `scores` float [1, classes].
+
+    All forms compute the same function. Raises `ExportError` where a number of the network is not finite.
+    """
+    for name, value in network.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise ExportError(
+                f"an exported network holds finite numbers, got some in {name} that are not: "
+                "train it again with a smaller learning rate"
+            )
+    space, graph = network.space, _Graph(int8_form)
+    x = graph.quantise("images", "images", np.float32(1.0 / 255.0), signed=False)
+    x = graph.convolve("stem", x, network.stem, 8)
+    for index, block in network.blocks.items():
+        assert isinstance(block, SlicedBlock)
+        x = graph.block(f"blocks.{index}", x, block)
+    graph.nodes[-1:] = graph.nodes[-1:]
+    scores = graph.head(x, network)
+    graph.nodes[-1].output[0] = "scores"
+    assert scores
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "faqs",
+            [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, *space.image])],
+            [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [1, space.classes])],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="faqs",
+    )
+    properties = {
+        "faqs.format_version": str(FORMAT_VERSION),
+        "faqs.architecture": " ".join(map(str, network.architecture)),
+        "faqs.int8_form": int8_form,
+        "faqs.weight_bits": json.dumps(graph.weight_bits),
+        "faqs.weight_containers": "int8: layers of 4 and 2 bits hold odd codes of -15..15 and -3..3",
+    }
+    helper.set_model_props(model, properties)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
