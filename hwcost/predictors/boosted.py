@@ -1,4 +1,4 @@
-"""Gradient-boosted trees (xgboost) on the roofline's residual.
+"""Gradient-boosted trees (xgboost) on the residual of a plain model.
 
 The trees are read out of the fitted booster and kept as `Trees`, so predicting needs no xgboost, whatever its version.
 """

@@ -1,4 +1,4 @@
-"""A random forest on the roofline's residual; and `Trees`, decision trees as plain arrays that numpy can walk.
+"""A random forest on the residual of a plain model; and `Trees`, decision trees as plain arrays that numpy can walk.
 
 scikit-learn (as xgboost, in `boosted`) is needed to fit only: the fitted trees are copied node by node, so a stored
 predictor does not depend on a library's version, and nothing is unpickled.

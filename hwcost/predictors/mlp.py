@@ -1,4 +1,4 @@
-"""A small multi-layer perceptron on the roofline's residual, fitted with torch and evaluated with numpy."""
+"""A small multi-layer perceptron on the residual of a plain model, fitted with torch and evaluated with numpy."""
 
 import itertools
 
@@ -14,7 +14,7 @@ _RATE, _DECAY = 1e-2, 0.3
 
 class MlpPredictor(ResidualPredictor):
     """Two hidden layers of ReLU on standardised inputs; float64 throughout, full batches, AdamW with a cosine rate. The
-    last layer starts at zero, that is, at the roofline."""
+    last layer starts at zero, that is, at the plain model."""
 
     name = "mlp"
     min_rows = 30

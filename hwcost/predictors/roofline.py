@@ -5,7 +5,8 @@
 The fourth-power norm is a maximum with a rounded corner, which makes the three constants fittable by damped least
 squares on log t. Work counts the multiply-accumulates of whole tiles (of 1, 8 or 16 output channels: what fits
 best), since a kernel computes full vectors. A weak prior keeps it sane with one row. The learned predictors start
-from here and learn the remaining log-residual, so that they fall back to physics where they know nothing.
+from here, or from the sum of counts, and learn the remaining log-residual, so that they fall back to physics where
+they know nothing.
 """
 
 from abc import abstractmethod
@@ -16,6 +17,7 @@ import numpy as np
 
 from hwcost.features import column
 from hwcost.predictors.base import Predictor, State, Values, prefixed, take, unprefixed
+from hwcost.predictors.linear import LinearPredictor
 
 _TILES = ("log_macs", "log_macs_tiled_8", "log_macs_tiled_16")
 # Natural logarithms of 1 us, of seconds per operation at 5 GMAC/s, of seconds per byte at 5 GB/s: a small CPU core.
@@ -104,37 +106,44 @@ class RooflinePredictor(Predictor):
         return cls(take(state, "theta", 3), int(take(state, "tile").item()) % len(_TILES))
 
 
-class ResidualPredictor(Predictor):
-    """Base of the learned ones: the fitted roofline, times what is learned of its error.
+_PLAIN: tuple[type[Predictor], ...] = (RooflinePredictor, LinearPredictor)
 
-    The learner sees the features and the roofline's log-prediction as one more column. Its correction is kept within
-    what was seen while fitting, so it cannot run away outside.
+
+class ResidualPredictor(Predictor):
+    """Base of the learned ones: a fitted plain model, times what is learned of its error.
+
+    The plain model is the roofline, or the sum of counts where that fits the rows better. The learner sees the features
+    and the logarithm of what the plain model says as one more column. Its correction is kept within what was seen while
+    fitting, so it cannot run away outside.
     """
 
-    def __init__(self, roofline: RooflinePredictor, limits: Values) -> None:
-        self.roofline = roofline
+    def __init__(self, plain: Predictor, limits: Values) -> None:
+        self.plain = plain
         self.limits = limits
 
     @classmethod
     def fit(cls, features: Values, latency_s: Values, generator: np.random.Generator) -> Self:
         target = cls.check_rows(features, latency_s)
-        roofline = RooflinePredictor.fit(features, latency_s, generator)
-        base = roofline.log_latency(features)
+        candidates: list[Predictor] = [kind.fit(features, latency_s, generator) for kind in _PLAIN]
+        plain = min(candidates, key=lambda model: float(np.abs(target - model.log_latency(features)).mean()))
+        base = plain.log_latency(features)
         residual = target - base
-        model = cls(roofline, np.array([residual.min(), residual.max()]))
+        model = cls(plain, np.array([residual.min(), residual.max()]))
         model.learn(np.column_stack([features, base]), residual, generator)
         return model
 
     def log_latency(self, features: Values) -> Values:
-        base = self.roofline.log_latency(features)
+        base = self.plain.log_latency(features)
         return base + np.clip(self.correction(np.column_stack([features, base])), *self.limits)
 
     def state(self) -> State:
-        return {"limits": self.limits, **prefixed("roofline", self.roofline.state()), **self.learned_state()}
+        return {"limits": self.limits, **prefixed(self.plain.name, self.plain.state()), **self.learned_state()}
 
     @classmethod
     def from_state(cls, state: State) -> Self:
-        model = cls(RooflinePredictor.from_state(unprefixed("roofline", state)), take(state, "limits", 2))
+        found = [kind for kind in _PLAIN if unprefixed(kind.name, state)]
+        kind = found[0] if found else _PLAIN[0]
+        model = cls(kind.from_state(unprefixed(kind.name, state)), take(state, "limits", 2))
         model.restore(state)
         return model
 

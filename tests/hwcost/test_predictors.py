@@ -117,6 +117,16 @@ def test_trees_in_numpy_equal_the_library_that_grew_them(predictor: type[ForestP
     np.testing.assert_allclose(model.correction(inputs), expected, atol=2e-6)
 
 
+def test_learned_predictors_start_from_the_plain_model_that_fits_better() -> None:
+    features, latency_s = plausible_rows(0, 40)
+    roofline = RooflinePredictor.fit(features, latency_s, np.random.default_rng(0))
+    linear = LinearPredictor.fit(features, latency_s, np.random.default_rng(0))
+    for truth in (roofline, linear):
+        boosted = BoostedPredictor.fit(features, np.exp(truth.log_latency(features)), np.random.default_rng(0))
+        assert boosted.plain.name == truth.name
+        assert BoostedPredictor.from_state(boosted.state()).plain.name == truth.name
+
+
 def test_trees_with_a_cycle_are_refused_not_walked_for_ever() -> None:
     def numbers(*values: int) -> np.ndarray:
         return np.array(values, dtype=np.int32)
