@@ -15,7 +15,7 @@ from hwcost.profiles import Profile, write_profile
 from hwcost.testing import plausible_profile, random_convolutions
 
 
-def _operators(count: int = 38) -> list[Operator]:
+def _operators(count: int = 44) -> list[Operator]:
     generator = np.random.default_rng(0)
     ops: list[Operator] = list(dict.fromkeys(random_convolutions(generator, count)))
     return [*ops, *(Elementwise("add", (1, 2**step, 14, 14)) for step in range(3, 7)), Gemm(1, 64, 10)]
@@ -28,7 +28,7 @@ def profile() -> Profile:
 
 @pytest.fixture(scope="module")
 def fit(profile: Profile) -> Fit:
-    return fit_profile(profile, folds=3)
+    return fit_profile(profile, folds=4)
 
 
 def test_the_report_has_every_family_and_the_baselines_beside(profile: Profile, fit: Fit) -> None:
@@ -135,7 +135,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path, p
     write_profile(profile, tmp_path / "p.json")
     code = (
         "import sys; from pathlib import Path; from hwcost import fit_profile, read_profile, write_fit;"
-        "write_fit(fit_profile(read_profile(Path(sys.argv[1])), folds=3), Path(sys.argv[2]))"
+        "write_fit(fit_profile(read_profile(Path(sys.argv[1])), folds=4), Path(sys.argv[2]))"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "p.json"), str(tmp_path / "other.safetensors")], check=True
