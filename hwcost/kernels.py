@@ -1,0 +1,194 @@
+"""From a realisation to the kernel that the runtime really executes, and to runs that hold many copies of it.
+
+The runtime rewrites a model: layouts are blocked or moved to NHWC, activations fused. A kernel is what runs then,
+without the layout changes around it, which are operators of their own in a profile. `copies` puts many kernels, each
+with weights of its own, beside each other in one graph, so that the time of one follows from the time of a run. The
+copies read the same inputs and nobody reads their outputs: the runtime then reuses one output buffer, as it does inside
+a network; chained copies of one kernel take the same time.
+"""
+
+import itertools
+import math
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from hwcost.errors import MeasurementError
+from hwcost.graph import IR_VERSION, Array, Candidate, candidates, typed
+from hwcost.ops import Boundary, Operator, Precision, key
+from hwcost.profiles import Int8Form
+from hwcost.runtime import Timer, session
+
+_LAYOUT_OPS: Final = ("Transpose", "ReorderInput", "ReorderOutput")
+_RUN_S: Final = 3e-4
+"""A run holds copies for at least this long."""
+_MOST_COPIES: Final = 256
+_MOST_CONSTANT_BYTES: Final = 32 * 1024**2
+_PROBE_S: Final = 0.003
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the runtime executes for an operator: nodes, their constants, and the tensors that flow in from outside.
+
+    `in_place` says that a kernel only changes the shape of a tensor that nobody else reads, so copies must be chained.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...]
+    constants: dict[str, onnx.TensorProto]
+    inputs: dict[str, Array]
+    opsets: tuple[onnx.OperatorSetIdProto, ...]
+    note: str = ""
+    native: bool = True
+    in_place: bool = False
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of the constants of one copy."""
+        return sum(numpy_helper.to_array(tensor).nbytes for tensor in self.constants.values())
+
+    @property
+    def realisation(self) -> str:
+        """The executed nodes and the candidate's note: `QLinearConv u8u8`, `nchwc.Conv`."""
+        domains = (node.domain.removeprefix("com.microsoft").lstrip(".") for node in self.nodes)
+        names = (f"{domain}.{node.op_type}".lstrip(".") for domain, node in zip(domains, self.nodes, strict=True))
+        return f"{'+'.join(names)} {self.note}".strip()
+
+
+def executed_kernel(op: Operator, candidate: Candidate, threads: int = 1) -> Kernel:
+    """The kernel that the runtime makes of a candidate, without layout changes unless `op` is one, and its inputs."""
+    executed = candidate.model
+    if candidate.rewritten:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "executed.onnx")
+            session(candidate.model.SerializeToString(), threads, save_as=path)
+            executed = onnx.load(path)
+    nodes = tuple(node for node in executed.graph.node if isinstance(op, Boundary) or node.op_type not in _LAYOUT_OPS)
+    constants = {tensor.name: tensor for tensor in executed.graph.initializer}
+    made = {name for node in nodes for name in node.output}
+    read = dict.fromkeys(name for node in nodes for name in node.input if name)
+    inputs = [name for name in read if name not in made and name not in constants]
+    feeds = dict(candidate.feeds)
+    inside = [name for name in inputs if name not in feeds]
+    if inside:
+        before = session(_answering(executed, inside), threads, optimise=False)
+        feeds.update(zip(inside, before.run(None, candidate.feeds), strict=True))
+    return Kernel(
+        nodes,
+        {name: constants[name] for name in read if name in constants},
+        {name: feeds[name] for name in inputs},
+        tuple(executed.opset_import),
+        candidate.note,
+        candidate.native,
+        in_place=isinstance(op, Boundary) and op.function == "reshape",
+    )
+
+
+def _answering(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    """The same graph, serialised, with these tensors as its outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    return bytes(copy.SerializeToString())
+
+
+def copies(kernels: Sequence[Kernel], count: int, *, chained: bool = False) -> tuple[bytes, dict[str, Array]]:
+    """A model of `count` rounds of these kernels, each with constants of its own, and what to feed it, not to be
+    rewritten.
+
+    `chained` makes the first input of a kernel the output of the one before it. The only output is one number, so that
+    what a run hands back costs the same for every operator.
+    """
+    nodes: list[onnx.NodeProto] = [helper.make_node("Identity", ["tick"], ["tock"])]
+    constants: list[onnx.TensorProto] = []
+    feeds: dict[str, Array] = {"tick": np.zeros(1, np.float32)}
+    before = ""
+    for round_, place in itertools.product(range(count), range(len(kernels))):
+        kernel, names = kernels[place], {"": ""}
+        for name, array in kernel.inputs.items():
+            names[name] = f"{name}/{place}"
+            feeds.setdefault(names[name], array)
+        if (chained or kernel.in_place) and before:
+            names[next(iter(kernel.inputs))] = before
+        for name, tensor in kernel.constants.items():
+            scalar = not tensor.dims or list(tensor.dims) == [1]
+            names[name] = f"{name}/{place}" if scalar else f"{name}/{place}/{round_}"
+            if round_ == 0 or not scalar:
+                constant = onnx.TensorProto()
+                constant.CopyFrom(tensor)
+                constant.name = names[name]
+                constants.append(constant)
+        for position, node in enumerate(kernel.nodes):
+            names.update({name: f"{name}/{place}/{round_}" for name in node.output})
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = f"{node.op_type}/{place}/{round_}/{position}"
+            del copy.input[:], copy.output[:]
+            copy.input.extend(names[name] for name in node.input)
+            copy.output.extend(names[name] for name in node.output)
+            nodes.append(copy)
+        before = nodes[-1].output[0]
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes,
+        "copies",
+        [typed(name, array) for name, array in feeds.items() if name in used],
+        [helper.make_tensor_value_info("tock", TensorProto.FLOAT, [1])],
+        constants,
+    )
+    opsets = {opset.domain: opset for kernel in kernels for opset in kernel.opsets}
+    model = helper.make_model(graph, opset_imports=list(opsets.values()), ir_version=IR_VERSION)
+    return model.SerializeToString(), {name: array for name, array in feeds.items() if name in used}
+
+
+def run_time(
+    kernels: Sequence[Kernel], count: int, threads: int, timer: Timer, seconds: float, *, chained: bool = False
+) -> float:
+    """Seconds of one run of `count` rounds of these kernels, in a session of its own."""
+    model, feeds = copies(kernels, count, chained=chained)
+    running = session(model, threads, optimise=False)
+    return timer(lambda: running.run(None, feeds), seconds)
+
+
+def copies_for(kernel: Kernel, overhead_s: float, threads: int, timer: Timer) -> int:
+    """How many copies make a run long enough to be timed well, within bounds of size."""
+    few = 4
+    one_s = max((run_time([kernel], few, threads, timer, _PROBE_S) - overhead_s) / few, _RUN_S / _MOST_COPIES)
+    by_size = _MOST_CONSTANT_BYTES // max(1, kernel.constant_bytes)
+    return max(1, min(math.ceil(_RUN_S / one_s), _MOST_COPIES, by_size))
+
+
+def _right(candidate: Candidate, threads: int) -> bool:
+    """Whether the runtime answers what a candidate expects, where it expects something."""
+    if candidate.expected is None:
+        return True
+    (answer,) = session(candidate.model.SerializeToString(), threads).run(None, candidate.feeds)
+    error = float(np.sqrt(np.mean((answer - candidate.expected) ** 2)))
+    return error <= candidate.tolerance * float(np.sqrt(np.mean(candidate.expected**2)))
+
+
+def prepare(
+    op: Operator, precision: Precision, form: Int8Form, seed: int, threads: int, timer: Timer, realisation: str = ""
+) -> Kernel:
+    """The fastest realisation that answers correctly, or the one named; raises `MeasurementError` without one."""
+    rng = np.random.default_rng([seed, zlib.crc32(f"{key(op)}@{precision}".encode())])
+    right = [one for one in candidates(op, precision, form, rng) if _right(one, threads)]
+    kernels = [executed_kernel(op, candidate, threads) for candidate in right]
+    found = [kernel for kernel in kernels if realisation in ("", kernel.realisation)]
+    if not found:
+        raise MeasurementError(
+            f"a measured operator answers correctly, got wrong results or another kernel for {key(op)} at {precision}: "
+            "leave it out or measure from the start with another version of onnxruntime"
+        )
+    if len(found) == 1:
+        return found[0]
+    count = min(copies_for(kernel, 0.0, threads, timer) for kernel in found)
+    return min(found, key=lambda kernel: run_time([kernel], count, threads, timer, _PROBE_S))

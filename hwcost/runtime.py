@@ -1,0 +1,111 @@
+"""The one door to onnxruntime: sessions that are the same everywhere, the stopwatch, and its refusals as our errors."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime
+
+from hwcost.errors import MeasurementError
+
+Timer = Callable[[Callable[[], object], float], float]
+"""`timer(run, seconds)`: the duration in seconds of the shortest call of `run`, tried for about that long."""
+
+_RUNTIME_ERRORS: Final = tuple(
+    getattr(runtime, name)
+    for name in (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "NotImplemented",
+        "RuntimeException",
+        "EPFail",
+        "NoSuchFile",
+        "NoModel",
+        "InvalidProtobuf",
+    )
+)
+_LEAST_RUNS: Final = 5
+_WARM_RUNS: Final = 2
+
+
+def session(
+    model: bytes | str | Path, threads: int = 1, *, optimise: bool = True, save_as: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A CPU session of a serialised model or a file, the same everywhere: sequential, spinning as by default, silent.
+
+    The runtime logs nothing: what it refuses arrives as an exception. `save_as` keeps the optimised model there.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    if save_as is not None:
+        options.optimized_model_filepath = str(save_as)
+    source = str(model) if isinstance(model, Path) else model
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def minimum_time(run: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The shortest of repeated calls, in seconds: a few to warm up, then as many as fit in `seconds`, five at least."""
+    for _ in range(_WARM_RUNS):
+        run()
+    best, runs, now = math.inf, 0, clock()
+    deadline = now + seconds
+    while runs < _LEAST_RUNS or now < deadline:
+        start = clock()
+        run()
+        now = clock()
+        best = min(best, now - start)
+        runs += 1
+    return best
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turn the runtime's exceptions into one line that names `what`."""
+    try:
+        yield
+    except _RUNTIME_ERRORS as error:
+        reason = " ".join(str(error).split())[:300]
+        raise MeasurementError(
+            f"onnxruntime must be able to run what is measured, it refused {what}: {reason}: "
+            "leave it out or use another version of onnxruntime"
+        ) from error
+
+
+def time_model(
+    model: bytes | str | Path,
+    feeds: Mapping[str, npt.NDArray[Any]],
+    *,
+    threads: int = 1,
+    seconds: float = 1.0,
+    passes: int = 3,
+) -> tuple[float, tuple[float, ...]]:
+    """End-to-end seconds of one `run()` of a model: the minimum over passes, each in a fresh session, and the passes.
+
+    `seconds` is spent in all. Raises `MeasurementError` where the runtime refuses the model.
+    """
+    if passes < 1:
+        raise MeasurementError(f"a timing has at least one pass, got passes={passes}: ask for more")
+    samples: list[float] = []
+    with refusals(str(model) if isinstance(model, str | Path) else "the model"):
+        for _ in range(passes):
+            running = session(model, threads)
+            missing = [one.name for one in running.get_inputs() if one.name not in feeds]
+            if missing:
+                raise MeasurementError(
+                    f"a timed model is fed every one of its inputs, got none for {', '.join(missing)}: feed them"
+                )
+            samples.append(minimum_time(partial(running.run, None, dict(feeds)), seconds / passes))
+    return min(samples), tuple(samples)

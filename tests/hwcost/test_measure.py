@@ -1,0 +1,313 @@
+"""Measuring: what is computed from timings, resuming, budgets and refusals. Timings are replayed, never asserted on."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from hwcost.errors import InvalidSpaceError, MeasurementError, UnsupportedPrecisionError
+from hwcost.graph import candidates, supported_precisions
+from hwcost.machine import detect_machine
+from hwcost.measure import (
+    Measurements,
+    choose_int8_form,
+    integer_convolution,
+    measure_operators,
+    profile_machine,
+    time_model,
+)
+from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision
+from hwcost.profiles import read_profile, write_profile
+from hwcost.runtime import minimum_time, session
+from hwcost.sampling import default_operators, prior_operators
+from hwcost.space import SearchSpace
+
+_REQUESTS: list[tuple[Operator, Precision]] = [
+    (Conv.square(8, 8, 6, 3), INT8),
+    (Gemm(1, 32, 10), Precision(4, 32)),
+    (Boundary("quantize", (1, 1, 8, 8)), INT8),
+]
+_REFUSED = Pool("max", 8, 4, 4, (2, 2), (1, 1), (2, 2, 2, 2))
+
+
+def _brief(run: Callable[[], object], seconds: float) -> float:
+    """A real timing, as short as it can be."""
+    return minimum_time(run, 0.0)
+
+
+def _never(run: Callable[[], object], seconds: float) -> float:
+    raise AssertionError("everything was to come from the journal")
+
+
+def _measure(journal: Path | None, timer: Callable[[Callable[[], object], float], float] = _brief) -> Measurements:
+    return measure_operators(
+        _REQUESTS, int8_form="u8u8", machine=detect_machine(), passes=2, seed=3, journal=journal, timer=timer
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Measurements]:
+    """A whole measurement of this machine, and its journal."""
+    journal = tmp_path_factory.mktemp("recorded") / "journal.jsonl"
+    return journal, _measure(journal)
+
+
+def test_every_request_becomes_a_measured_row_with_an_interval(recorded: tuple[Path, Measurements]) -> None:
+    _, found = recorded
+    assert [(row.operator, row.precision) for row in found.rows] == _REQUESTS
+    for row in found.rows:
+        assert row.source == "measured"
+        assert len(row.samples_s) == 2
+        assert row.latency_s == min(row.samples_s)
+        assert row.interval_s[0] < row.latency_s < row.interval_s[1]
+    assert found.rows[0].realisation == "QLinearConv u8u8"
+    assert found.rows[1].realisation.startswith("MatMulNBits 4-bit, accuracy_level")
+    assert found.run_overhead_s > 0
+
+
+def test_a_complete_journal_gives_the_same_rows_without_timing_anything(recorded: tuple[Path, Measurements]) -> None:
+    journal, found = recorded
+    assert _measure(journal, _never) == found
+
+
+def test_an_interrupted_run_resumes_and_keeps_what_was_measured(
+    recorded: tuple[Path, Measurements], tmp_path: Path
+) -> None:
+    whole = recorded[0].read_bytes()
+    lines = whole.splitlines(keepends=True)
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(b"".join(lines[:40]) + lines[40][:25])
+    countdown = itertools.count(9, -1)
+
+    def interrupted(run: Callable[[], object], seconds: float) -> float:
+        if next(countdown) == 0:
+            raise KeyboardInterrupt
+        return _brief(run, seconds)
+
+    with pytest.raises(KeyboardInterrupt):
+        _measure(journal, interrupted)
+    kept = journal.read_bytes()
+    assert kept.startswith(b"".join(lines[:40]))
+    assert kept.count(b"\n") > 40
+    found = _measure(journal)
+    resumed = journal.read_bytes()
+    assert resumed.startswith(kept)
+    assert resumed.count(b"\n") == whole.count(b"\n")
+    assert [row.copies for row in found.rows if row.precision == INT8]
+    points = [json.loads(line)["point"] for line in resumed.splitlines()[1:]]
+    assert sorted(points) == sorted(json.loads(line)["point"] for line in lines[1:])
+
+
+def test_latencies_follow_from_recorded_timings(recorded: tuple[Path, Measurements], tmp_path: Path) -> None:
+    """10 us a call; kernels take 2 us alone and 0.1 us longer in turn; rows take 3, 3.3 us a copy."""
+    seen: dict[str, int] = {}
+
+    def replayed(line: str) -> str:
+        entry = json.loads(line)
+        point, copies = entry["point"], entry.get("copies", 1)
+        number = seen[point] = seen.get(point, 0) + 1
+        role = point.split(":")[0]
+        kernels_us = {"overhead": 1.0, "alone": 2.0, "in turn": 5 * 2.1, "reference": 4.0, "row": 2.7 + 0.3 * number}[
+            role
+        ]
+        slower = 1 + (0.01 * (number % 3) if role == "reference" else 0)
+        entry["run_s"] = (10 + kernels_us * copies) * slower * 1e-6
+        return json.dumps(entry)
+
+    head, *timings = recorded[0].read_text().splitlines()
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text("\n".join([head, *map(replayed, timings)]) + "\n")
+    found = _measure(journal, _never)
+    assert found.run_overhead_s == pytest.approx(10e-6)
+    assert found.switch_s == pytest.approx(0.1e-6)
+    assert found.noise_floor == pytest.approx(0.01)
+    for row in found.rows:
+        assert row.samples_s == pytest.approx((3.1e-6, 3.4e-6))
+        assert row.latency_s == pytest.approx(3.1e-6)
+        margin_s = 0.01 * 3.1e-6 + 0.1 * 10e-6 / row.copies + 0.05e-6
+        assert row.interval_s == pytest.approx((3.1e-6 - margin_s, max(3.25e-6, 3.1e-6 + margin_s)))
+    assert found.notes == ("each row holds 100 ns for the change from another kernel to this one",)
+
+
+def test_timings_that_contradict_each_other_are_errors(recorded: tuple[Path, Measurements], tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text(re.sub(r'("point":"overhead[^}]*"run_s":)[^,]*', r"\g<1>0.0001", recorded[0].read_text()))
+    _measure(journal, _never)
+    journal.write_text(re.sub(r'("point":"row[^}]*"run_s":)[^,]*', r"\g<1>1e-9", recorded[0].read_text()))
+    with pytest.raises(MeasurementError, match=r"an operator takes time, got none .* for conv\(.*measure again"):
+        _measure(journal, _never)
+    journal.write_text(
+        re.sub(r'("point":"overhead[^}]*160 copies"[^}]*"run_s":)[^,]*', r"\g<1>1", recorded[0].read_text())
+    )
+    with pytest.raises(
+        MeasurementError, match=r"a call of the runtime takes time, got .* for 16 operators .* come to rest"
+    ):
+        _measure(journal, _never)
+
+
+def test_a_used_up_budget_ends_after_one_pass_of_everything() -> None:
+    ticks = itertools.count(0, 1000)
+    said: list[tuple[int, int, str]] = []
+    found = measure_operators(
+        _REQUESTS[:1],
+        int8_form="u8u8",
+        machine=detect_machine(),
+        passes=5,
+        budget_s=60,
+        progress=lambda *step: said.append(step),
+        timer=_brief,
+        clock=lambda: next(ticks),
+    )
+    assert [len(row.samples_s) for row in found.rows] == [1]
+    assert "stopped in pass 2 of 5: the budget of 60 s was used up" in found.notes
+    assert said[0][2].startswith("pass 1 of 5: ")
+    assert said[-1][0] <= said[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (
+            lambda text: text.replace('"seed":3', '"seed":4', 1),
+            "under its own conditions, got another seed in .*delete it",
+        ),
+        (
+            lambda text: re.sub('"fingerprint":"', '"fingerprint":"x', text, count=1),
+            "got another fingerprint in .*delete",
+        ),
+        (lambda text: text.replace('"version":1', '"version":9', 1), "is not a journal of version 1: delete it"),
+        (lambda text: "not JSON\n" + text, "is not a journal of version 1: delete it"),
+    ],
+)
+def test_a_foreign_journal_is_refused(
+    recorded: tuple[Path, Measurements], tmp_path: Path, damage: Callable[[str], str], text: str
+) -> None:
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text(damage(recorded[0].read_text()))
+    before = journal.read_bytes()
+    with pytest.raises(MeasurementError, match=text):
+        _measure(journal, _never)
+    assert journal.read_bytes() == before
+
+
+def test_a_place_that_takes_no_journal_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        MeasurementError, match=r"keeps a journal to be resumed from, got .*: Is a directory: free some"
+    ):
+        _measure(tmp_path, _never)
+
+
+def test_a_full_disk_is_an_error() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(MeasurementError, match=r"No space left on device: free some space"):
+        _measure(Path("/dev/full"), _never)
+
+
+def test_what_the_runtime_refuses_is_named_or_listed() -> None:
+    requests: list[tuple[Operator, Precision]] = [(_REFUSED, FLOAT), _REQUESTS[0]]
+    machine = detect_machine()
+    with pytest.raises(MeasurementError, match=r"refused pool\(function=max.*\) at w32a32: .*leave it out"):
+        measure_operators(requests, int8_form="u8u8", machine=machine, passes=1, timer=_brief)
+    found = measure_operators(
+        requests, int8_form="u8u8", machine=machine, passes=1, timer=_brief, skip_unsupported=True
+    )
+    assert [row.operator for row in found.rows] == [_REQUESTS[0][0]]
+    assert len(found.skipped) == 1
+    assert "refused pool(function=max" in found.skipped[0]
+    assert "1 operators were skipped because onnxruntime refused them" in found.notes
+
+
+@pytest.mark.parametrize(("requests", "passes"), [([], 1), (_REQUESTS, 0)])
+def test_nothing_to_measure_is_an_error(requests: list[tuple[Operator, Precision]], passes: int) -> None:
+    with pytest.raises(MeasurementError, match=r"at least one pass and one operator, got passes=\d and \d operators"):
+        measure_operators(requests, int8_form="u8u8", machine=detect_machine(), passes=passes)
+
+
+def test_the_chosen_int8_form_is_exact_here() -> None:
+    form = choose_int8_form(timer=_brief)
+    op = Conv.square(48, 16, 6, 3)
+    (candidate,) = candidates(op, INT8, form, np.random.default_rng(5))
+    (answer,) = session(candidate.model.SerializeToString()).run(None, candidate.feeds)
+    assert np.abs(answer.astype(np.int64) - integer_convolution(candidate, op)).max() <= 1
+
+
+def test_a_profile_of_this_machine_survives_its_file(tmp_path: Path) -> None:
+    operators: list[Operator] = [Gemm(1, 32, 10), Conv.square(8, 8, 6, 3), Elementwise("add", (1, 8, 6, 6))]
+    profile = profile_machine(operators, device="here", passes=1, timer=_brief)
+    assert len(profile.rows) == sum(len(supported_precisions(op)) for op in operators)
+    narrow = profile.describe_realisation(operators[1], Precision(4, 8))
+    assert (narrow.native, narrow.runs_as) == (False, INT8)
+    assert narrow.description == "int8 kernel; 4-bit storage unpacked when the session loads"
+    assert profile.find(operators[1], Precision(2, 8)) == profile.find(operators[1], INT8)
+    assert profile.sources == ("measured",)
+    write_profile(profile, tmp_path / "here.json")
+    assert read_profile(tmp_path / "here.json") == profile
+
+
+def test_a_profile_of_precisions_without_kernels_is_an_error() -> None:
+    with pytest.raises(
+        UnsupportedPrecisionError, match=r"got w4a8 for 1 operators that have none of these: measure w8a8"
+    ):
+        profile_machine([Conv.square(8, 8, 6, 3)], device="here", precisions=[Precision(4, 8)])
+
+
+def test_the_stopwatch_takes_the_shortest_of_replayed_runs() -> None:
+    recorded = iter([0.0, 1.0, 1.5, 2.0, 2.2, 3.0, 3.9, 4.0, 4.3, 5.0, 5.25, 6.0, 6.1])
+    calls: list[int] = []
+    best = minimum_time(lambda: calls.append(1), 5.5, clock=lambda: next(recorded))
+    assert best == pytest.approx(0.1)
+    assert len(calls) == 2 + 6
+
+
+def test_a_model_is_timed_in_passes_and_the_minimum_counts(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    feeds = {"x": np.zeros((1, 4), np.float32)}
+    onnx.save(model, tmp_path / "model.onnx")
+    for given in (model.SerializeToString(), tmp_path / "model.onnx", str(tmp_path / "model.onnx")):
+        best_s, samples = time_model(given, feeds, seconds=0.0, passes=2)
+        assert len(samples) == 2
+        assert 0 < best_s == min(samples)
+    with pytest.raises(MeasurementError, match=r"it refused the model: .*leave it out"):
+        time_model(b"not a model", feeds)
+    with pytest.raises(MeasurementError, match=r"it refused .*absent\.onnx: "):
+        time_model(tmp_path / "absent.onnx", feeds)
+    with pytest.raises(MeasurementError, match=r"fed every one of its inputs, got none for x: feed them"):
+        time_model(model.SerializeToString(), {"z": feeds["x"]})
+    with pytest.raises(MeasurementError, match=r"at least one pass, got passes=0"):
+        time_model(model.SerializeToString(), feeds, passes=0)
+
+
+def test_the_sample_of_operators_is_seeded_distinct_and_broad() -> None:
+    sample = prior_operators(7, 150)
+    assert len(set(sample)) == 150
+    assert {op.kind for op in sample} == {"conv", "gemm", "pool", "elementwise", "boundary"}
+    assert prior_operators(7, 40) == sample[:40]
+    assert prior_operators(8, 40) != sample[:40]
+    assert all(supported_precisions(op) for op in sample)
+    code = "from hwcost.sampling import prior_operators; print(prior_operators(7, 150))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == str(sample)
+
+
+def test_the_default_profile_holds_both_search_spaces() -> None:
+    operators = default_operators(0, 20)
+    assert len(set(operators)) == len(operators)
+    for image in ((1, 8, 8), (3, 32, 32)):
+        assert set(SearchSpace.for_image(image, 10).operators()) <= set(operators)
+
+
+def test_an_endless_sample_is_an_error() -> None:
+    with pytest.raises(InvalidSpaceError, match=r"got a wish for 1000000: ask for fewer"):
+        prior_operators(0, 1_000_000)
