@@ -1,9 +1,9 @@
 """Budgets that mean something on any machine: each a share of the way from the cheapest network to the dearest one.
 
-    python examples/budgets.py profiles/host.json profiles/rpi4.json > clients.toml
+    faqs search ... $(python examples/budgets.py profiles/host.json profiles/rpi4.json)
 
-Prints the four `[[client]]` tables of the demo, for `faqs search --config clients.toml`; the search deals the profiles
-to the clients in turn, and so does this.
+Prints the `--budget` options of the demo's four clients. The search deals the profiles to the clients in turn, and so
+does this.
 """
 
 import sys
@@ -24,15 +24,14 @@ DIGITS = SearchSpace.for_image((1, 8, 8), classes=10)
 def limit(table: LookupTable, name: str, share: float) -> str:
     metric, written = {"latency": ("latency_s", format_seconds), "size": ("weight_bytes", format_bytes)}[name]
     least, most = table.cheapest(metric), table.dearest(metric)
-    return written(least + share * (most - least))
+    return written(least + share * (most - least)).replace(" ", "")
 
 
 def main(profiles: list[str]) -> None:
     tables = [build_table(DIGITS, load_cost_model(Path(profile))) for profile in profiles]
     for client, wishes in enumerate(WISHES):
-        table = tables[client % len(tables)]
-        budget = ", ".join(f'{name} = "{limit(table, name, share)}"' for name, share in wishes.items())
-        print(f"[[client]]  # {client}: {table.device}\nbudget = {{ {budget} }}\n")
+        for name, share in wishes.items():
+            print(f"--budget {client}:{name}={limit(tables[client % len(tables)], name, share)}")
 
 
 if __name__ == "__main__":

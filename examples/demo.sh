@@ -27,9 +27,9 @@ say "Predictors of that cost, cross-validated; the best one of each kind of oper
 step hwcost fit profiles/host.json profiles/rpi4.json
 
 say "Four clients with budgets of their own: this machine and the Raspberry Pi 4 in turn"
-python "$examples/budgets.py" profiles/host.json profiles/rpi4.json >clients.toml
-cat clients.toml
-step faqs search --profile profiles/host.json --profile profiles/rpi4.json --config clients.toml --out "$run"
+budgets=$(python "$examples/budgets.py" profiles/host.json profiles/rpi4.json)
+# shellcheck disable=SC2086  # the options are words without spaces
+step faqs search --profile profiles/host.json --profile profiles/rpi4.json $budgets --out "$run"
 
 say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"
 printf 'Report: %s\n' "$PWD/$run/report.html"
