@@ -6,41 +6,22 @@ said in words before any number. The same folder gives the same bytes.
 """
 
 import io
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-
-from faqs.config import SearchConfig, config_from_json
-from faqs.errors import ConfigError, RunError
-from faqs.ledger import Kind, Ledger
+from faqs.ledger import Kind
 from faqs.preference import METRIC_OF, format_metric
-from hwcost import (
-    METRICS,
-    SKIP,
-    Architecture,
-    BlockChoice,
-    HwcostError,
-    LookupTable,
-    format_bytes,
-    format_seconds,
-    write_atomically,
-)
+from faqs.record import ClientRecord, RunRecord, read_run
+from hwcost import SKIP, format_bytes, format_seconds, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_Document_T = TypeVar("_Document_T")
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Seconds = Annotated[float, Field(gt=0)]
 
 _INK = "#0a0b0c"  # replaced by the text colour of the page, so that plots follow a light or dark theme
 _SERIES = ("#3b8ecb", "#e07b39", "#3ba66b", "#c65d9c", "#8c7ae6", "#b59a2a", "#2fa7a7", "#d1545b")
@@ -68,135 +49,11 @@ _LEVELS = (
 _KINDS: tuple[tuple[Kind, str], ...] = (("setup", "set-up"), ("train", "training"), ("final", "personalisation"))
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-
-class _Device(_Document):
-    device: str
-    int8_form: str
-    sources: tuple[str, ...] = Field(min_length=1)
-    noise_floor: float = Field(ge=0)
-
-
-class _Round(_Document):
-    round: int = Field(ge=0)
-    loss: float
-    coverage: _Share
-    accuracy: dict[int, _Share]
-    refused: dict[int, str]
-
-
-class _Samples(_Document):
-    train: int = Field(ge=1)
-    held_out: int = Field(ge=1)
-
-
-class _Decided(_Document):
-    client: int
-    device: str
-    profile: str
-    budget: dict[str, float]
-    architecture: tuple[str, ...]
-    cost: dict[str, float]
-    latency_interval_s: tuple[_Seconds, _Seconds]
-    latency_sources: tuple[str, ...] = Field(min_length=1)
-    accuracy: _Share
-    samples: _Samples
-
-
-class _Check(_Document):
-    onnx_bytes: int = Field(gt=0)
-    accuracy_torch: _Share
-    accuracy_onnx: _Share
-    agreement: _Share
-    tolerance: float
-    predicted_latency_s: _Seconds
-    measured_latency_s: _Seconds | None
-    within_interval: bool | None
-    within_budget: bool | None
-    int8_form: str
-    executed: dict[str, int]
-
-
-class _Timing(_Document):
-    total_s: float = Field(ge=0)
-
-
-@dataclass(frozen=True)
-class _Client:
-    """What is stored of a client; `check` is None where the model was not exported yet."""
-
-    decided: _Decided
-    architecture: Architecture
-    table: LookupTable
-    check: _Check | None
-
-    @property
-    def id(self) -> int:
-        return self.decided.client
-
-    @property
-    def measured_s(self) -> float | None:
-        return self.check.measured_latency_s if self.check else None
-
-    @property
-    def measured(self) -> str:
-        if self.check is None:
-            return "not exported yet"
-        return "not this machine" if self.measured_s is None else format_seconds(self.measured_s)
-
-    @property
-    def budget_verdict(self) -> tuple[str, str]:
-        """A class for the page, and words."""
-        budget, cost = self.decided.budget, self.decided.cost
-        if not budget:
-            return "none", "no budget"
-        if any(cost[METRIC_OF[name]] > limit for name, limit in budget.items()):
-            return "bad", "missed, by the table"
-        within = self.check.within_budget if self.check else None
-        if within is None:
-            return "good", "met, by the table; not measured"
-        return ("good", "met, measured") if within else ("bad", "missed, as measured")
-
-
-@dataclass(frozen=True)
-class _Run:
-    name: str
-    config: SearchConfig
-    devices: dict[str, _Device]
-    rounds: tuple[_Round, ...]
-    ledger: Ledger
-    clients: tuple[_Client, ...]
-    total_s: float | None
-
-    @cached_property
-    def fedavg_round_bytes(self) -> int:
-        """One round of FedAvg in float over the same largest network: 4 bytes a weight, both ways, every client."""
-        space = self.clients[0].table.space
-        shared = sum(op.weights for op, _ in space.layers(space.largest)) + space.classes  # the classifier's bias
-        return 4 * shared * 2 * len(self.clients)
-
-    @property
-    def fedavg_bytes(self) -> int:
-        return self.fedavg_round_bytes * len(self.rounds)
-
-    @cached_property
-    def exported(self) -> bool:
-        return all(client.check for client in self.clients)
-
-    @cached_property
-    def mean_accuracy(self) -> float:
-        """Of the exported models where there are any for all clients, else of the personalised networks."""
-        scores = [c.check.accuracy_onnx if self.exported and c.check else c.decided.accuracy for c in self.clients]
-        return sum(scores) / len(scores)
-
-
 def build_report(run: Path) -> str:
     """The report of the run folder `run` as HTML; raises `RunError` naming the file and the field that is wrong."""
     import jinja2
 
-    documents = _read_run(run)
+    documents = read_run(run)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("faqs"),
         autoescape=True,
@@ -205,13 +62,15 @@ def build_report(run: Path) -> str:
         lstrip_blocks=True,
     )
     totals = documents.ledger.totals()
+    verdicts = [_verdict(client) for client in documents.clients]
     return environment.get_template("report.html.j2").render(
         run=documents,
         device_names=sorted({device.device for device in documents.devices.values()}),
         notices=_notices(documents),
         totals=totals,
         moved={level: totals[f"{level}_up"] + totals[f"{level}_down"] for level, _, _ in _LEVELS},
-        budgets=Counter(client.budget_verdict[0] for client in documents.clients),
+        budgets=Counter(kind for kind, _ in verdicts),
+        verdicts=verdicts,
         levels=_LEVELS,
         kinds=[(words, documents.ledger.select(kind=kind).totals()) for kind, words in _KINDS],
         training=documents.ledger.select(kind="train").totals(),
@@ -234,105 +93,7 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def _read_run(run: Path) -> _Run:
-    if not run.is_dir():
-        raise RunError(f"a report is made from a run folder, got {run}: no such folder; name one that a search wrote")
-    try:
-        config = config_from_json(_read(run / "config.json"), str(run / "config.json"))
-    except ConfigError as error:
-        raise RunError(str(error)) from None
-    devices = _document(run / "devices.json", dict[str, _Device])
-    path = run / "ledger.json"
-    try:
-        ledger = Ledger.from_json(_document(path, dict[str, Any]))
-    except RunError as error:
-        raise RunError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    tables: dict[str, LookupTable] = {}
-    timing = run / "timing.json"
-    return _Run(
-        run.resolve().name,
-        config,
-        devices,
-        _read_rounds(run / "rounds.jsonl"),
-        ledger,
-        tuple(_read_client(run / "clients" / str(number), number, devices, tables) for number in range(config.clients)),
-        _document(timing, _Timing).total_s if timing.exists() else None,
-    )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RunError(
-            f"a finished run has the file {path}, and it is missing: finish the run with "
-            "`faqs search --resume RUN`, or restore the file"
-        ) from None
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} is not a text in UTF-8: {error.reason}; restore the file") from None
-
-
-def _document(path: Path, kind: type[_Document_T]) -> _Document_T:
-    return _parse(_read(path), kind, str(path))
-
-
-def _parse(text: str, kind: type[_Document_T], where: str) -> _Document_T:
-    try:
-        return TypeAdapter(kind).validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(map(str, first["loc"])) or "the document"
-        got = repr(first["input"])
-        got = got if len(got) <= 60 else f"{got[:57]}..."
-        raise RunError(f"{where}: {field}: {first['msg']}, got {got}; restore the file") from None
-
-
-def _read_rounds(path: Path) -> tuple[_Round, ...]:
-    lines = _read(path).splitlines()
-    rounds = tuple(_parse(line, _Round, f"{path}, line {number}") for number, line in enumerate(lines, 1))
-    numbers = [entry.round for entry in rounds]
-    if not numbers or numbers != sorted(set(numbers)):
-        raise RunError(f"{path}: round: rounds are one or more and rise, got {numbers[:20]}; restore the file")
-    return rounds
-
-
-def _read_client(folder: Path, number: int, devices: dict[str, _Device], tables: dict[str, LookupTable]) -> _Client:
-    """`tables` holds those that were read already: clients of one device have the same."""
-    path, table_path, check_path = folder / "architecture.json", folder / "table.json", folder / "check.json"
-    decided, table_text = _document(path, _Decided), _read(table_path)
-    try:
-        table = tables.setdefault(table_text, tables.get(table_text) or LookupTable.from_json(table_text))
-    except HwcostError as error:
-        raise RunError(f"{table_path}: {error}") from None
-    try:
-        architecture = tuple(BlockChoice.parse(text) for text in decided.architecture)
-        cost = table.cost(architecture)
-    except HwcostError as error:
-        raise RunError(f"{path}: architecture: {error}; restore the file") from None
-    rules: list[tuple[str, object, object]] = [("client", number, decided.client)]
-    rules += [("device", table.device, decided.device)]
-    rules += [(f"cost.{metric}", cost[metric], decided.cost.get(metric)) for metric in METRICS]
-    for field, expected, got in rules:
-        if got != expected and not (field.startswith("cost.") and _close(expected, got)):
-            raise RunError(f"{path}: {field}: its folder and table say {expected!r}, got {got!r}; restore the file")
-    for name in decided.budget:
-        if name not in METRIC_OF:
-            raise RunError(f"{path}: budget: a budget is one of {', '.join(METRIC_OF)}, got {name!r}; restore the file")
-    if decided.profile not in devices:
-        raise RunError(
-            f"{path}: profile: it is one of devices.json ({', '.join(devices)}), got {decided.profile!r}; "
-            "restore the file"
-        )
-    return _Client(decided, architecture, table, _document(check_path, _Check) if check_path.exists() else None)
-
-
-def _close(expected: object, got: object) -> bool:
-    return isinstance(expected, float) and isinstance(got, float) and math.isclose(expected, got, rel_tol=1e-9)
-
-
-def _notices(run: _Run) -> list[dict[str, Any]]:
+def _notices(run: RunRecord) -> list[dict[str, Any]]:
     """One for every profile some of whose latencies are not measured."""
     notices = []
     for profile, device in sorted(run.devices.items()):
@@ -354,6 +115,19 @@ def _notices(run: _Run) -> list[dict[str, Any]]:
     return notices
 
 
+def _verdict(client: ClientRecord) -> tuple[str, str]:
+    """Whether a client is within its budget: a class of the page (good, bad, none), and words."""
+    budget, cost = client.decided.budget, client.decided.cost
+    if not budget:
+        return "none", "no budget"
+    if any(cost[METRIC_OF[name]] > limit for name, limit in budget.items()):
+        return "bad", "missed, by the table"
+    within = client.check.within_budget if client.check else None
+    if within is None:
+        return "good", "met, by the table; not measured"
+    return ("good", "met, measured") if within else ("bad", "missed, as measured")
+
+
 def _times_fewer(reference: float, moved: float) -> str:
     """`17.4 times fewer`, or `1.2 times more` than the reference."""
     if not moved:
@@ -362,7 +136,7 @@ def _times_fewer(reference: float, moved: float) -> str:
     return f"{ratio:.3g} times fewer" if ratio >= 1 else f"{1 / ratio:.3g} times more"
 
 
-def _cells(client: _Client) -> list[dict[str, Any]]:
+def _cells(client: ClientRecord) -> list[dict[str, Any]]:
     """A decided block as something to draw: width for the kernel, height for the expansion, in per cent."""
     space = client.table.space
     return [
@@ -379,7 +153,7 @@ def _cells(client: _Client) -> list[dict[str, Any]]:
     ]
 
 
-def _plots(run: _Run) -> list[dict[str, str]]:
+def _plots(run: RunRecord) -> list[dict[str, str]]:
     import matplotlib.style
 
     settings: dict[str, Any] = {
@@ -396,7 +170,7 @@ def _plots(run: _Run) -> list[dict[str, str]]:
     settings |= dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK
     )
-    drawings: tuple[tuple[str, str, Callable[[Axes, _Run], str], float], ...] = (
+    drawings: tuple[tuple[str, str, Callable[[Axes, RunRecord], str], float], ...] = (
         ("accuracy", "Accuracy over rounds", _draw_accuracy, 2.9),
         ("loss", "Training loss over rounds", _draw_loss, 2.9),
         ("bytes", "Bytes per training round", _draw_bytes, 2.9),
@@ -413,7 +187,7 @@ def _plots(run: _Run) -> list[dict[str, str]]:
 
 
 def _plot(
-    name: str, title: str, draw: "Callable[[Axes, _Run], str]", height: float, run: _Run
+    name: str, title: str, draw: "Callable[[Axes, RunRecord], str]", height: float, run: RunRecord
 ) -> dict[str, str]:
     import matplotlib
     from matplotlib.figure import Figure
@@ -436,3 +210,185 @@ def _svg(figure: "Figure", name: str) -> str:
     assert view is not None
     labels = f'role="img" aria-labelledby="{name}-title" aria-describedby="{name}-words"'
     return re.sub(r"<svg[^>]*>", lambda _: f"<svg {view[0]} {labels}>", text, count=1)
+
+
+def _frame(axes: "Axes", run: RunRecord, xlabel: str = "round", ylabel: str = "") -> None:
+    """Grid, labels, and the phases of the search as shades: warm-up before the decisions, frozen after them."""
+    import matplotlib.ticker
+
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.15)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    last = run.rounds[-1].round
+    for start, end, words in ((0, run.config.warmup, "warm-up"), (run.config.search_end, last + 1, "frozen")):
+        if start < end:
+            axes.axvspan(start - 0.5, end - 0.5, color=_INK, alpha=0.06, linewidth=0)
+            axes.text((start + end - 1) / 2, 1.0, words, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+
+
+def _draw_accuracy(axes: "Axes", run: RunRecord) -> str:
+    final = run.rounds[-1].round + 1
+    _frame(axes, run, ylabel="accuracy, own held-out share")
+    if len(run.clients) < _MANY_CLIENTS:
+        for index, client in enumerate(run.clients):
+            points = [(r.round, r.accuracy[client.id]) for r in run.rounds if client.id in r.accuracy]
+            color, marker = _SERIES[index % len(_SERIES)], _MARKERS[index % len(_MARKERS)]
+            axes.plot(*_columns(points), color=color, marker=marker, label=f"client {client.id}")
+            axes.plot([final], [client.decided.accuracy], color=color, marker=marker, markersize=8, linestyle="")
+        axes.legend(ncols=2, loc="lower right")
+    else:
+        known = [(r.round, list(r.accuracy.values())) for r in run.rounds if r.accuracy]
+        numbers = [number for number, _ in known]
+        lows, highs = ([pick(values) for _, values in known] for pick in (min, max))
+        axes.fill_between(numbers, lows, highs, color=_SERIES[0], alpha=0.25, linewidth=0, label="range over clients")
+        axes.plot(numbers, [sum(v) / len(v) for _, v in known], color=_SERIES[0], label="mean")
+        scores = [client.decided.accuracy for client in run.clients]
+        axes.plot([final] * len(scores), scores, "_", color=_SERIES[1], label="personalised")
+        axes.legend(loc="lower right")
+    low, high = min(c.decided.accuracy for c in run.clients), max(c.decided.accuracy for c in run.clients)
+    return (
+        "Each client's decided network on its own held-out share after every round; the large marks at the end are the "
+        f"personalised networks, from {low:.3f} to {high:.3f}."
+    )
+
+
+def _draw_loss(axes: "Axes", run: RunRecord) -> str:
+    _frame(axes, run, ylabel="loss, mean over clients")
+    axes.plot(*_columns((r.round, r.loss) for r in run.rounds), color=_SERIES[0], marker="o")
+    return f"The clients' mean training loss goes from {run.rounds[0].loss:.3g} to {run.rounds[-1].loss:.3g}."
+
+
+def _draw_bytes(axes: "Axes", run: RunRecord) -> str:
+    _frame(axes, run)
+    rounds = run.ledger.select(kind="train").by_round()
+    numbers = list(rounds)
+    for shift, direction, color in ((-0.2, "up", _UP), (0.2, "down", _DOWN)):
+        for level, alpha in (("wire", 0.4), ("payload", 1.0)):
+            axes.bar(
+                [number + shift for number in numbers],
+                [totals[f"{level}_{direction}"] for totals in rounds.values()],
+                0.38,
+                color=color,
+                alpha=alpha,
+                label=f"{level} {direction}",
+            )
+    _byte_ticks(axes)
+    axes.margins(y=0.25)
+    axes.legend(ncols=2, loc="upper right")
+    if not numbers:
+        return "No training message was sent."
+    each = [rounds[number]["wire_up"] + rounds[number]["wire_down"] for number in (numbers[0], numbers[-1])]
+    return (
+        f"All clients together, up (left bar) and down (right bar); the pale top is what the wire adds to the payload. "
+        f"First round {format_bytes(each[0])} on the wire, last round {format_bytes(each[1])}; FedAvg in float would "
+        f"move {format_bytes(run.fedavg_round_bytes)} a round (computed)."
+    )
+
+
+def _draw_cumulative(axes: "Axes", run: RunRecord) -> str:
+    _frame(axes, run)
+    rounds = run.ledger.by_round()
+    for direction, color in (("up", _UP), ("down", _DOWN)):
+        for level, style in (("wire", "-"), ("payload", ":")):
+            sums = list(accumulate(totals[f"{level}_{direction}"] for totals in rounds.values()))
+            axes.plot(list(rounds), sums, style, color=color, label=f"{level} {direction}")
+    numbers = [entry.round for entry in run.rounds]
+    reference = [run.fedavg_round_bytes / 2 * (index + 1) for index in range(len(numbers))]
+    axes.plot(numbers, reference, "--", color=_INK, label="FedAvg fp32 (computed)")
+    axes.set_yscale("log")
+    _byte_ticks(axes)
+    axes.legend(loc="lower right")
+    moved = run.ledger.totals()
+    return (
+        "Every message counts, set-up and personalisation too; logarithmic. In the end "
+        f"{format_bytes(moved['wire_up'])} went up and {format_bytes(moved['wire_down'])} down; FedAvg in float: "
+        f"{format_bytes(run.fedavg_bytes / 2)} each way (computed)."
+    )
+
+
+def _draw_latency(axes: "Axes", run: RunRecord) -> str:
+    seconds = [value for client in run.clients for value in client.decided.latency_interval_s]
+    seconds += [client.measured_s for client in run.clients if client.measured_s]
+    scale, unit = (1e3, "ms") if max(seconds) >= 1e-3 else (1e6, "us")
+    for row, client in enumerate(run.clients):
+        low_s, high_s = client.decided.latency_interval_s
+        budget_s = client.decided.budget.get("latency")
+        axes.plot([low_s * scale, high_s * scale], [row, row], color=_SERIES[0], linewidth=5, alpha=0.35,
+                  solid_capstyle="butt", label="interval" if row == 0 else None)  # fmt: skip
+        axes.plot([client.decided.cost["latency_s"] * scale], [row], "o", color=_SERIES[0], markersize=6,
+                  label="predicted" if row == 0 else None)  # fmt: skip
+        if client.measured_s is not None:
+            axes.plot([client.measured_s * scale], [row], "D", color=_SERIES[1], markersize=6, zorder=3)
+        if budget_s is not None:
+            axes.plot([budget_s * scale], [row], "|", color=_INK, markersize=14, markeredgewidth=2, zorder=4)
+    axes.plot([], [], "D", color=_SERIES[1], markersize=6, label="measured")
+    axes.plot([], [], "|", color=_INK, markersize=9, markeredgewidth=2, label="budget")
+    if max(seconds) > 20 * min(seconds):
+        axes.set_xscale("log")
+    _client_rows(axes, run, lambda client: f"{client.id} · {client.decided.device}")
+    axes.set_xlabel(f"latency of one call, {unit}")
+    axes.grid(alpha=0.15, axis="x")
+    axes.figure.legend(loc="outside upper center", ncols=4, columnspacing=1.0, handletextpad=0.3)
+    measured = [client for client in run.clients if client.measured_s is not None]
+    if not measured:
+        return "Predictions with their intervals. No model was measured: no client's device is this machine."
+    inside = sum(client.check.within_interval is True for client in measured if client.check)
+    return (
+        f"Predictions with their intervals; {len(measured)} of {len(run.clients)} models were measured on this "
+        f"machine, {inside} within the interval."
+    )
+
+
+def _draw_bits(axes: "Axes", run: RunRecord) -> str:
+    from matplotlib.colors import ListedColormap
+
+    order = list(_BITS)
+    rows = [
+        [order.index(c.weight_bits) if c != SKIP else math.nan for c in client.architecture] for client in run.clients
+    ]
+    axes.pcolormesh(
+        rows, cmap=ListedColormap(list(_BITS.values())), vmin=-0.5, vmax=len(order) - 0.5, edgecolors="none",
+        rasterized=len(rows) * len(rows[0]) > 3000,
+    )  # fmt: skip
+    if len(rows) <= 40:
+        for y, client in enumerate(run.clients):
+            for x, choice in enumerate(client.architecture):
+                color = _INK if choice == SKIP else "white" if choice.weight_bits == 8 else "black"
+                words = "skip" if choice == SKIP else str(choice.weight_bits)
+                axes.text(x + 0.5, y + 0.5, words, ha="center", va="center", color=color, fontsize=8)
+    _client_rows(axes, run, lambda client: f"client {client.id}", shift=0.5)
+    blocks = range(len(rows[0]))
+    axes.set_xticks([block + 0.5 for block in blocks], [str(block) for block in blocks])
+    axes.set_xlabel("block")
+    axes.tick_params(length=0)
+    counts = Counter(choice.weight_bits for client in run.clients for choice in client.architecture)
+    total = sum(counts.values())
+    shares = [f"{counts[bits] / total:.0%} of the blocks at {bits} bits" for bits in order if counts[bits]]
+    return ", ".join([*shares, *([f"{counts[0] / total:.0%} skipped"] if counts[0] else [])]) + "."
+
+
+def _draw_coverage(axes: "Axes", run: RunRecord) -> str:
+    _frame(axes, run, ylabel="share trained by anyone")
+    axes.plot(*_columns((r.round, r.coverage) for r in run.rounds), color=_SERIES[2], marker="o")
+    axes.set_ylim(0, 1.05)
+    least = min(run.rounds, key=lambda r: r.coverage)
+    return f"Shared weights that at least one client trained; least in round {least.round}: {least.coverage:.0%}."
+
+
+def _byte_ticks(axes: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
+
+
+def _columns(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    listed = list(points)
+    return [x for x, _ in listed], [y for _, y in listed]
+
+
+def _client_rows(axes: "Axes", run: RunRecord, label: Callable[[ClientRecord], str], shift: float = 0.0) -> None:
+    """A row a client from the top; of very many clients only some are named."""
+    step = 1 + len(run.clients) // 40
+    shown = list(enumerate(run.clients))[::step]
+    axes.set_yticks([row + shift for row, _ in shown], [label(client) for _, client in shown])
+    axes.set_ylim(len(run.clients) - 0.5 + shift, -0.5 + shift)
