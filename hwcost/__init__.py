@@ -8,17 +8,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hwcost.check import Check as Check
+    from hwcost.check import Prediction as Prediction
+    from hwcost.check import check_model as check_model
+    from hwcost.check import predict_model as predict_model
     from hwcost.console import note as note
     from hwcost.console import print_json as print_json
     from hwcost.console import print_table as print_table
     from hwcost.console import progress as progress
     from hwcost.console import run_cli as run_cli
     from hwcost.console import writing as writing
+    from hwcost.devices import DeviceClass as DeviceClass
+    from hwcost.devices import known_devices as known_devices
+    from hwcost.devices import load_device as load_device
+    from hwcost.devices import runs_here as runs_here
     from hwcost.errors import HwcostError as HwcostError
     from hwcost.errors import InvalidSpaceError as InvalidSpaceError
+    from hwcost.errors import MeasurementError as MeasurementError
+    from hwcost.errors import ModelError as ModelError
+    from hwcost.errors import OutputError as OutputError
     from hwcost.errors import ProfileError as ProfileError
     from hwcost.errors import QuantityError as QuantityError
+    from hwcost.errors import UnknownOperatorError as UnknownOperatorError
     from hwcost.errors import UnsupportedPrecisionError as UnsupportedPrecisionError
+    from hwcost.estimate import estimate_profile as estimate_profile
     from hwcost.files import write_atomically as write_atomically
     from hwcost.fit import FamilyReport as FamilyReport
     from hwcost.fit import Fit as Fit
@@ -31,6 +44,8 @@ if TYPE_CHECKING:
     from hwcost.lookup import LookupTable as LookupTable
     from hwcost.lookup import build_table as build_table
     from hwcost.machine import detect_machine as detect_machine
+    from hwcost.model import ModelLayers as ModelLayers
+    from hwcost.model import read_model as read_model
     from hwcost.ops import FLOAT as FLOAT
     from hwcost.ops import INT8 as INT8
     from hwcost.ops import Boundary as Boundary
@@ -126,6 +141,21 @@ _PUBLIC: dict[str, str] = {
     "parse_bytes": "hwcost.units",
     "parse_joules": "hwcost.units",
     "parse_seconds": "hwcost.units",
+    "OutputError": "hwcost.errors",
+    "UnknownOperatorError": "hwcost.errors",
+    "ModelError": "hwcost.errors",
+    "MeasurementError": "hwcost.errors",
+    "DeviceClass": "hwcost.devices",
+    "known_devices": "hwcost.devices",
+    "load_device": "hwcost.devices",
+    "runs_here": "hwcost.devices",
+    "estimate_profile": "hwcost.estimate",
+    "ModelLayers": "hwcost.model",
+    "read_model": "hwcost.model",
+    "Prediction": "hwcost.check",
+    "Check": "hwcost.check",
+    "predict_model": "hwcost.check",
+    "check_model": "hwcost.check",
 }
 
 

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from hwcost.errors import MeasurementError, ModelError, UnknownOperatorError
-from hwcost.machine import detect_machine
+from hwcost.features import family
+from hwcost.machine import detect_machine, quietness
 from hwcost.model import Layout, ModelLayers, example_feeds, load_model, read_model
 from hwcost.ops import Operator, Precision, key
 from hwcost.pricing import CostModel, Price, Total
 from hwcost.runtime import time_model
+from hwcost.space import Layer
+
+_LISTED = 3
+"""Nodes that an error names."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -77,13 +82,15 @@ class Prediction:
 class Check:
     """A prediction beside what was measured here: the minimum over passes, and the passes, in seconds per run.
 
-    `noise_floor`: how far passes differ, as a share; an error below it says nothing.
+    `noise_floor`: how far passes differ, as a share; an error below it says nothing. `warnings`: reasons to distrust
+    the measurement.
     """
 
     prediction: Prediction
     measured_s: float
     samples_s: tuple[float, ...]
     noise_floor: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def error(self) -> float:
@@ -103,6 +110,7 @@ class Check:
             "error": self.error,
             "within_interval": self.within_interval,
             "noise_floor": self.noise_floor,
+            "warnings": list(self.warnings),
         }
 
 
@@ -123,38 +131,51 @@ def predict_model(
     """
     layout: Layout = "executed" if is_this_machine(cost_model) else "portable"
     found = read_model(path, shapes=shapes, layout=layout)
-    reasons = _unpriced(found, cost_model)
-    uncovered = [*found.uncovered, *(f"{found.layers[index][0]} ({reasons[index]})" for index in reasons)]
+    lost = _unpriced(found, cost_model)
+    names = [f"{found.layers[index][0]} ({family(op)} at {precision})" for index, (op, precision) in lost.items()]
+    uncovered = [*found.uncovered, *names]
     if uncovered and not allow_uncovered:
-        listed = ", ".join(uncovered[:3]) + (f" and {len(uncovered) - 3} more" if len(uncovered) > 3 else "")
-        raise UnknownOperatorError(
-            f"every operator of a model needs a price, got none for {len(uncovered)} of {path}: {listed}; "
-            "profile and fit such operators, or leave them out knowingly with --allow-uncovered"
+        listed = ", ".join(uncovered[:_LISTED]) + (
+            f" and {len(uncovered) - _LISTED} more" if uncovered[_LISTED:] else ""
         )
-    priced = [layer for index, layer in enumerate(found.layers) if index not in reasons]
+        remedy = (
+            "profile and fit such operators" if cost_model.fit else "run `hwcost fit` to predict what was not profiled"
+        )
+        raise UnknownOperatorError(
+            f"every operator of a model needs a price on {cost_model.device}, got none for {len(uncovered)} of {path}: "
+            f"{listed}; {remedy}, or leave them out knowingly with --allow-uncovered"
+        )
+    priced = [layer for index, layer in enumerate(found.layers) if index not in lost]
     if not priced:
         raise ModelError(f"a prediction needs one operator that has a price, {path} has none: profile more operators")
     total = cost_model.price_all([(op, precision) for _, op, precision in priced])
     operators = tuple(PricedOperator(*layer, price) for layer, price in zip(priced, total.prices, strict=True))
-    lost = [found.layers[index][1] for index in reasons]
-    elements = found.uncovered_elements + sum(op.input_elements + op.output_elements + op.weights for op in lost)
+    elements = found.uncovered_elements + sum(_elements(op) for op, _ in lost.values())
     share = min(elements / max(found.elements, 1), 1.0)
     return Prediction(str(path), cost_model.device, _bits(found), total, operators, tuple(uncovered), share)
 
 
-def _unpriced(found: ModelLayers, cost_model: CostModel) -> dict[int, str]:
-    """Positions of the layers that the cost model refuses, with its reason."""
-    refusals: dict[tuple[Operator, Precision], str] = {}
+def _unpriced(found: ModelLayers, cost_model: CostModel) -> dict[int, Layer]:
+    """The layers that the cost model refuses, by their position."""
     layers = [(op, precision) for _, op, precision in found.layers]
     try:
         cost_model.prices(layers)
     except UnknownOperatorError:
-        for layer in dict.fromkeys(layers):
-            try:
-                cost_model.price(*layer)
-            except UnknownOperatorError as error:
-                refusals[layer] = str(error)
-    return {index: refusals[layer] for index, layer in enumerate(layers) if layer in refusals}
+        refused = {layer for layer in set(layers) if not _has_price(cost_model, layer)}
+        return {index: layer for index, layer in enumerate(layers) if layer in refused}
+    return {}
+
+
+def _has_price(cost_model: CostModel, layer: Layer) -> bool:
+    try:
+        cost_model.price(*layer)
+    except UnknownOperatorError:
+        return False
+    return True
+
+
+def _elements(op: Operator) -> int:
+    return op.input_elements + op.output_elements + op.weights
 
 
 def _bits(found: ModelLayers) -> int:
@@ -189,8 +210,9 @@ def check_model(
         )
     prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered)
     model = load_model(path, shapes)
+    warnings = quietness()
     latency_s, samples_s = time_model(
         model.SerializeToString(), example_feeds(model, seed), threads=machine.threads, seconds=seconds, passes=passes
     )
     spread = statistics.median(samples_s) / latency_s - 1
-    return Check(prediction, latency_s, samples_s, max(spread, cost_model.profile.noise_floor))
+    return Check(prediction, latency_s, samples_s, max(spread, cost_model.profile.noise_floor), warnings)

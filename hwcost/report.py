@@ -150,9 +150,10 @@ def show_prediction(prediction: "Prediction") -> None:
         "the call itself"
     )
     if prediction.uncovered:
+        more = len(prediction.uncovered) - _OPERATORS
         print(
             f"left out: {len(prediction.uncovered)} nodes without a price, {_percent(prediction.uncovered_share)} of "
-            f"the tensor elements: {', '.join(prediction.uncovered)}"
+            f"the tensor elements: {', '.join(prediction.uncovered[:_OPERATORS])}{f' and {more} more' * (more > 0)}"
         )
 
 
@@ -164,3 +165,5 @@ def show_check(checked: "Check") -> None:
         f"(noise floor {_percent(checked.noise_floor)}), the measurement lies "
         f"{'within' if checked.within_interval else 'OUTSIDE'} its interval"
     )
+    for warning in checked.warnings:
+        print(f"beware:    {warning}")
