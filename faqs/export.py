@@ -1,20 +1,21 @@
-"""A decided network as an int8 ONNX file: the same integers that were trained, as the runtime's integer kernels read them.
+"""A decided network as an int8 ONNX file: the integers that were trained, as the runtime's integer kernels read them.
 
 The graph is QDQ (QuantizeLinear/DequantizeLinear around every operator), which onnxruntime fuses into integer kernels
 and which other runtimes read too. Weights are the network's own codes, batch norm is folded into their scales and the
 bias, a ReLU is the clip of an unsigned activation at zero. 4- and 2-bit weights stand in int8 containers. How
 integers are labelled (`int8_form`) changes no value: which form is fast and exact is the device's matter.
 
-Where scores differ from torch's, and by how much: torch adds in float32 and this file in integers, so a value
-that lies on a rounding tie may fall on either side (one step); a bias is rounded to the unit of its accumulator (half a
-unit, and a unit of narrow weights may be a good part of a step); a pooled mean is rounded once in both, from sums
-made in another order. Such a step then travels through the layers behind. `Check.agrees` states what is accepted.
+Where scores differ from torch's: torch adds in float32 and this file in integers, so a value near a rounding tie may
+fall on either side (one step); a bias is rounded to the unit of its accumulator (half a unit, which for narrow weights
+is a good part of a step); a pooled mean is rounded once in both, from sums made in another order. The layers behind
+amplify such steps, so that scores end up about half a step apart on average and a few at most, and the odd image whose
+best classes are that close gets another class. `Check` states what is accepted.
 """
 
 import json
+import math
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,6 +24,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
@@ -32,6 +34,7 @@ from faqs.errors import ExportError
 from faqs.quant import ActivationQuantiser, container_unit, container_values, nested_codes, weight_clip, weight_codes
 from faqs.superkernel import ConvNorm, SlicedBlock
 from faqs.supernet import DecidedNet
+from faqs.train import predictions
 from hwcost import time_model
 
 Int8Form = Literal["u8u8", "u8s8", "s8s8"]
@@ -39,15 +42,23 @@ Int8Form = Literal["u8u8", "u8s8", "s8s8"]
 
 # 1: first version.
 FORMAT_VERSION: Final = 1
-LEAST_AGREEMENT: Final = 0.99
-LARGEST_ACCURACY_DIFFERENCE: Final = 0.01
+TOLERANCE: Final = 0.01
+"""The share of images whose class may differ from torch's, and of accuracy; rounded up to whole images."""
 
 _OPSET: Final = 17
 _IR_VERSION: Final = 8
+_INPUT_STEP: Final = np.nextafter(np.float32(1.0 / 255.0), np.float32(0.0))
+"""The float32 below 1/255: with the nearest one, which is above, a pixel of 0.5 would round down, and 255 x up."""
 _LARGEST_BIAS: Final = 2.0**30
 """Of a bias in units of its accumulator: half of int32, the other half is the sum's."""
 _LEAST_UNIT: Final = 2.0**-30
 """Of an accumulator's unit in output steps; below it no sum of an int32 reaches half a step."""
+_EXACT: Final = {
+    "u8u8": {},
+    "u8s8": {"session.x64quantprecision": "1"},
+    "s8s8": {"session.qdqisint8allowed": "1"},
+}
+"""What keeps x86 exact in the forms of other CPUs: without 8-bit dot products its sums of u8 x s8 saturate."""
 _RUNTIME_ERRORS: Final = (
     runtime_state.Fail,
     runtime_state.InvalidArgument,
@@ -60,7 +71,8 @@ _RUNTIME_ERRORS: Final = (
 
 @dataclass(frozen=True)
 class _Activation:
-    """An integer tensor; `step` is the value of one code, `signed` codes are -128..127 and the others 0..255."""
+    """The float view of an integer tensor: `step` is the value of one code, `signed` codes are -128..127 and the
+    others 0..255."""
 
     name: str
     step: np.float32
@@ -94,12 +106,15 @@ class _Graph:
         return f"{name}.out"
 
     def quantise(self, name: str, value: str, step: np.float32, signed: bool) -> _Activation:
-        """Codes are moved into the container: 0..255, or -128..127 where activations are int8."""
+        """Quantise and dequantise; codes are moved into the form's container by their zero-point."""
         if self.form[0] == "u":
             zero: np.generic = np.uint8(128 if signed else 0)
         else:
             zero = np.int8(0 if signed else -128)
-        pair = [self.constant(f"{name}.step", np.asarray(step, np.float32)), self.constant(f"{name}.zero", np.asarray(zero))]
+        pair = [
+            self.constant(f"{name}.step", np.asarray(step, np.float32)),
+            self.constant(f"{name}.zero", np.asarray(zero)),
+        ]
         codes = self.node("QuantizeLinear", f"{name}.quantise", [value, *pair])
         return _Activation(self.node("DequantizeLinear", f"{name}.dequantise", [codes, *pair]), step, signed)
 
@@ -148,7 +163,8 @@ class _Graph:
             y = self.quantise(reader, total, _step(block.add), signed=True)
         return y
 
-    def head(self, x: _Activation, network: DecidedNet) -> str:
+    def head(self, x: _Activation, network: DecidedNet) -> None:
+        """The last node makes the scores."""
         mean = self.node("GlobalAveragePool", "pool", [x.name])
         pooled = self.quantise("pool", mean, _step(network.pool), signed=True)
         flat = self.node("Flatten", "flatten", [pooled.name], axis=1)
@@ -161,7 +177,7 @@ class _Graph:
         inputs = [pooled.name, *self.weigh("classifier", folded, pooled.step)]
         self.weight_bits["classifier"] = 8
         scores = self.node("Gemm", "classifier", inputs, transB=1)
-        return self.quantise("classifier", scores, step, signed=True).name
+        self.quantise("classifier", scores, step, signed=True)
 
 
 def _step(quantiser: ActivationQuantiser) -> np.float32:
@@ -211,15 +227,13 @@ def export_onnx(network: DecidedNet, int8_form: Int8Form) -> bytes:
                 "train it again with a smaller learning rate"
             )
     space, graph = network.space, _Graph(int8_form)
-    x = graph.quantise("images", "images", np.float32(1.0 / 255.0), signed=False)
+    x = graph.quantise("images", "images", _INPUT_STEP, signed=False)
     x = graph.convolve("stem", x, network.stem, 8)
     for index, block in network.blocks.items():
         assert isinstance(block, SlicedBlock)
         x = graph.block(f"blocks.{index}", x, block)
-    graph.nodes[-1:] = graph.nodes[-1:]
-    scores = graph.head(x, network)
+    graph.head(x, network)
     graph.nodes[-1].output[0] = "scores"
-    assert scores
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -242,3 +256,86 @@ def export_onnx(network: DecidedNet, int8_form: Int8Form) -> bytes:
     helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+@dataclass(frozen=True)
+class Check:
+    """What an exported model does here, beside the network it came from.
+
+    `agreement` is the share of images that get the same class from both; `agrees` says that agreement and accuracies
+    are within `tolerance`, a share of the images. `executed` counts the nodes that the runtime made of the file, by
+    type. `latency_s` and `samples_s` as `hwcost.time_model` gives them, or None and nothing.
+    """
+
+    accuracy_torch: float
+    accuracy_onnx: float
+    agreement: float
+    tolerance: float
+    agrees: bool
+    executed: dict[str, int]
+    latency_s: float | None
+    samples_s: tuple[float, ...]
+
+
+def check_export(
+    model: bytes,
+    network: DecidedNet,
+    data: Dataset,
+    *,
+    measure_latency: bool,
+    seconds: float = 1.0,
+    passes: int = 3,
+    threads: int = 1,
+) -> Check:
+    """Run an exported model on `data` and compare it with its network; with `measure_latency`, also time it.
+
+    A model that is timed is one for this machine and runs as it would when deployed. One that is not is for another
+    device, and the runtime is asked for exact sums in its int8 form, whatever this CPU would prefer.
+    Raises `ExportError` where the data does not fit or the runtime refuses the model.
+    """
+    if data.image_shape != network.space.image or not len(data.labels):
+        raise ExportError(
+            f"a model is checked on images of its own size {network.space.image}, got {len(data.labels)} images of "
+            f"{data.image_shape}: use the data that it was searched on"
+        )
+    running, executed = _session(model, threads, as_deployed=measure_latency)
+    images = np.ascontiguousarray(data.images, dtype=np.float32)
+    (scores,) = zip(*(running.run(["scores"], {"images": images[i : i + 1]}) for i in range(len(images))), strict=True)
+    classes = np.concatenate(scores).argmax(axis=1)
+    expected = predictions(network, data.images)
+    tolerance = math.ceil(TOLERANCE * len(images)) / len(images)
+    agreement = float((classes == expected).mean())
+    accuracy_torch, accuracy_onnx = (float((found == data.labels).mean()) for found in (expected, classes))
+    worst = max(1.0 - agreement, abs(accuracy_onnx - accuracy_torch))
+    latency_s: float | None = None
+    samples_s: tuple[float, ...] = ()
+    if measure_latency:
+        latency_s, samples_s = time_model(
+            model, {"images": images[:1]}, threads=threads, seconds=seconds, passes=passes
+        )
+    return Check(
+        accuracy_torch, accuracy_onnx, agreement, tolerance, worst <= tolerance + 1e-9, executed, latency_s, samples_s
+    )
+
+
+def _session(model: bytes, threads: int, as_deployed: bool) -> tuple[onnxruntime.InferenceSession, dict[str, int]]:
+    """A session and its executed nodes by type, counted in the graph that the runtime made of the file."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory(prefix="faqs-") as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(optimised)
+        try:
+            if not as_deployed:
+                properties = {entry.key: entry.value for entry in onnx.load_from_string(model).metadata_props}
+                for name, value in _EXACT.get(properties.get("faqs.int8_form", ""), {}).items():
+                    options.add_session_config_entry(name, value)
+            running = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except (*_RUNTIME_ERRORS, DecodeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(
+                f"onnxruntime must be able to run an exported model, it refused this one: {reason}: export it again"
+            ) from error
+        nodes = onnx.load(optimised).graph.node
+    return running, dict(sorted(Counter(node.op_type for node in nodes).items()))
