@@ -174,7 +174,11 @@ class SearchSpace:
         return layers
 
     def fixed_layers(self) -> tuple[Layer, ...]:
-        """What every member executes: the input's quantisation, stem, pooling, classifier, output's dequantisation."""
+        """What every member executes, in order: stem, pooling and classifier, and what stands between them.
+
+        The runtime's int8 convolutions and pools are channels-last, so the input is transposed once after its
+        quantisation, and the pooled plane back again before it is flattened for the classifier.
+        """
         channels, height, width = self.image
         last = self.blocks[-1]
         stem = Conv(
@@ -182,8 +186,11 @@ class SearchSpace:
         )
         return (
             (Boundary("quantize", (1, channels, height, width)), INT8),
+            (Boundary("transpose", (1, channels, height, width), (0, 2, 3, 1)), INT8),
             (stem, INT8),
             (Pool.global_average(last.out_channels, *last.output_size), INT8),
+            (Boundary("transpose", (1, 1, 1, last.out_channels), (0, 3, 1, 2)), INT8),
+            (Boundary("reshape", (1, last.out_channels, 1, 1)), INT8),
             (Gemm(1, last.out_channels, self.classes), INT8),
             (Boundary("dequantize", (1, self.classes)), INT8),
         )
