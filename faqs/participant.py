@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from faqs.config import SearchConfig, config_from_json
 from faqs.data import ClientData, client_data, load_dataset
@@ -43,7 +40,7 @@ from faqs.train import (
     train_weights,
 )
 from faqs.wire import Header, WireMessage, decode, encode, read_header
-from hwcost import Architecture, LookupTable
+from hwcost import Architecture, BlockChoice, LookupTable, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -216,23 +213,19 @@ class Participant:
         arrays: Arrays = {"logits": self.logits.numpy()}
         for group in ("reference", "residual", "local", "personal"):
             arrays.update({f"{group}/{name}": value for name, value in getattr(self, group).items()})
-        metadata = {
-            "assignment": self.assignment.to_json(),
-            "decision": json.dumps([str(choice) for choice in self.decision]),
-        }
-        return save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()}, metadata)
+        head = {"assignment": self.assignment.to_json(), "decision": [str(choice) for choice in self.decision]}
+        return pack(json.dumps(head), arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Participant":
         """Raises `RunError` when the document is damaged."""
         try:
-            length = int.from_bytes(data[:8], "little")
-            metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-            arrays = load_arrays(data)
-            assignment = _read_assignment(metadata["assignment"])
-            choices = assignment.table.space.choices
-            decision = tuple(choices[[str(c) for c in choices].index(t)] for t in json.loads(metadata["decision"]))
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            text, arrays = unpack(data)
+            head = json.loads(text)
+            assignment = _read_assignment(head["assignment"])
+            decision = tuple(map(BlockChoice.parse, head["decision"]))
+            assignment.table.space.validate(decision)
+        except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"a client's state cannot be read ({error}): resume from an older checkpoint") from None
         groups: dict[str, Any] = {name: {} for name in ("reference", "residual", "local", "personal")}
         for name, value in arrays.items():

@@ -13,16 +13,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from faqs.config import SearchConfig, config_from_json
 from faqs.deltas import Arrays
 from faqs.errors import RunError
 from faqs.ledger import Ledger
 from faqs.strategy import ServerState
-from hwcost import BlockChoice, LookupTable, write_atomically
+from hwcost import BlockChoice, Int8Form, LookupTable, pack, unpack, write_atomically
 
 # 1: first version.
 RUN_VERSION = 1
@@ -35,7 +32,7 @@ class Device:
     device: str
     digest: str
     fingerprint: str
-    int8_form: str
+    int8_form: Int8Form
     sources: tuple[str, ...]
     noise_floor: float
 
@@ -139,8 +136,8 @@ class RunFolder:
     def read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Arrays of a safetensors document; raises `RunError`."""
         try:
-            return dict(load_arrays(self.read(name)))
-        except (SafetensorError, ValueError) as error:
+            return unpack(self.read(name))[1]
+        except ValueError as error:
             raise RunError(f"{self.path / name} is damaged ({error}): search or export again") from None
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -149,12 +146,6 @@ class RunFolder:
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> None:
         self.write(name, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-    def write_arrays(
-        self, name: str, arrays: Mapping[str, NDArray[Any]], metadata: dict[str, str] | None = None
-    ) -> None:
-        contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-        self.write(name, save_arrays(contiguous, metadata))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint, then the documents that people read and that follow from it."""
@@ -173,11 +164,11 @@ class RunFolder:
             "ledger": checkpoint.ledger.to_json(),
             "reports": [asdict(report) for report in checkpoint.reports],
         }
-        self.write_arrays("checkpoint.safetensors", arrays, {"head": json.dumps(head, allow_nan=False)})
+        self.write("checkpoint.safetensors", pack(json.dumps(head, allow_nan=False), arrays))
         lines = [self._round_line(report, checkpoint.ledger) for report in checkpoint.reports]
         self.write("rounds.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
         self.write_json("ledger.json", checkpoint.ledger.to_json())
-        self.write_arrays("supernet.safetensors", state.weights)
+        self.write("supernet.safetensors", pack("shared weights", state.weights))
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The last finished round, None when there is none yet; raises `RunError` when it is damaged."""
@@ -186,9 +177,8 @@ class RunFolder:
             return None
         data = self.read(name)
         try:
-            length = int.from_bytes(data[:8], "little")
-            head = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["head"])
-            arrays = load_arrays(data)
+            text, arrays = unpack(data)
+            head = json.loads(text)
             if head["version"] != RUN_VERSION:
                 raise ValueError(f"version {head['version']}, not {RUN_VERSION}")
             clients = range(len(head["samples"]))
@@ -206,7 +196,7 @@ class RunFolder:
                 tuple(_report(fields) for fields in head["reports"]),
                 {int(key[5:]): value.tobytes() for key, value in arrays.items() if key.startswith("node/")},
             )
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{self.path / name} cannot be resumed from ({error}): search again with another --out"
             ) from None

@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hwcost.archive import pack as pack
+    from hwcost.archive import unpack as unpack
     from hwcost.check import Check as Check
     from hwcost.check import Prediction as Prediction
     from hwcost.check import check_model as check_model
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from hwcost.pricing import Price as Price
     from hwcost.pricing import Total as Total
     from hwcost.pricing import load_cost_model as load_cost_model
+    from hwcost.profiles import Int8Form as Int8Form
     from hwcost.profiles import Machine as Machine
     from hwcost.profiles import Profile as Profile
     from hwcost.profiles import Row as Row
@@ -83,6 +86,9 @@ if TYPE_CHECKING:
     from hwcost.units import parse_seconds as parse_seconds
 
 _PUBLIC: dict[str, str] = {
+    "Int8Form": "hwcost.profiles",
+    "unpack": "hwcost.archive",
+    "pack": "hwcost.archive",
     "ProfileError": "hwcost.errors",
     "writing": "hwcost.console",
     "progress": "hwcost.console",

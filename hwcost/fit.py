@@ -5,7 +5,6 @@ chosen predictor is fitted again on every row, and its interval is calibrated on
 (split conformal prediction). What is needed to predict again is one safetensors file: arrays, and a JSON head.
 """
 
-import json
 import math
 import zlib
 from collections import defaultdict
@@ -18,9 +17,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
+from hwcost.archive import pack, unpack
 from hwcost.errors import FitError, HwcostError
 from hwcost.features import FEATURE_NAMES, SIZE_FEATURES, column, family, feature_matrix
 from hwcost.files import write_atomically
@@ -315,8 +313,7 @@ def write_fit(fit: Fit, path: Path) -> None:
         features=FEATURE_NAMES,
         report=fit.report,
     )
-    contiguous = {name: np.array(array, order="C") for name, array in sorted(arrays.items())}
-    write_atomically(path, save(contiguous, metadata={"hwcost": head.model_dump_json()}))
+    write_atomically(path, pack(head.model_dump_json(), arrays))
 
 
 def read_fit(path: Path) -> Fit:
@@ -328,9 +325,7 @@ def read_fit(path: Path) -> Fit:
     except OSError as error:
         raise FitError(f"cannot read fit {path}: {error.strerror}") from error
     try:
-        arrays = load(data)
-        length = int.from_bytes(data[:8], "little")
-        text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("hwcost", "")
+        text, arrays = unpack(data)
         head = _Head.model_validate_json(text)
         if head.features != FEATURE_NAMES:
             raise FitError(f"it was fitted on other features, {len(head.features)} instead of {len(FEATURE_NAMES)}")
@@ -341,7 +336,7 @@ def read_fit(path: Path) -> Fit:
         raise FitError(
             f"{path} is not a fit of version {FIT_VERSION}: {where}: {first['msg']}; run `hwcost fit` again"
         ) from None
-    except (SafetensorError, ValueError, KeyError, HwcostError) as error:
+    except (ValueError, KeyError, HwcostError) as error:
         raise FitError(f"{path} is not a fit that can be read: {error}; run `hwcost fit` again") from error
     return Fit(head.device, head.profile_digest, head.seed, head.folds, families)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hwcost.archive import pack, unpack
 from hwcost.errors import FitError, UnknownPredictorError
 from hwcost.features import feature_matrix
 from hwcost.fit import Fit, _folds, _spearman, fit_path, fit_profile, read_fit, write_fit
@@ -145,12 +146,8 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path, p
 
 
 def _with_head(data: bytes, change: dict[str, object]) -> bytes:
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    head = json.loads(header["__metadata__"]["hwcost"]) | change
-    header["__metadata__"]["hwcost"] = json.dumps(head)
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+    head, arrays = unpack(data)
+    return pack(json.dumps(json.loads(head) | change), arrays)
 
 
 def test_bad_files_are_refused_with_what_to_do(tmp_path: Path, fit: Fit) -> None:
