@@ -79,9 +79,9 @@ def build_report(run: Path) -> str:
         plots=_plots(documents),
         bits=_BITS,
         metric_of=METRIC_OF,
-        format_bytes=format_bytes,
-        format_seconds=format_seconds,
-        format_metric=format_metric,
+        format_bytes=_unbroken(format_bytes),
+        format_seconds=_unbroken(format_seconds),
+        format_metric=_unbroken(format_metric),
         times_fewer=_times_fewer,
     )
 
@@ -126,6 +126,11 @@ def _verdict(client: ClientRecord) -> tuple[str, str]:
     if within is None:
         return "good", "met, by the table; not measured"
     return ("good", "met, measured") if within else ("bad", "missed, as measured")
+
+
+def _unbroken(text_of: Callable[..., str]) -> Callable[..., str]:
+    """The same text, with spaces at which no line is broken."""
+    return lambda *arguments: text_of(*arguments).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _times_fewer(reference: float, moved: float) -> str:
@@ -173,11 +178,11 @@ def _plots(run: RunRecord) -> list[dict[str, str]]:
     drawings: tuple[tuple[str, str, Callable[[Axes, RunRecord], str], float], ...] = (
         ("accuracy", "Accuracy over rounds", _draw_accuracy, 2.9),
         ("loss", "Training loss over rounds", _draw_loss, 2.9),
+        ("coverage", "Coverage of the shared weights", _draw_coverage, 2.9),
         ("bytes", "Bytes per training round", _draw_bytes, 2.9),
         ("cumulative", "Bytes so far", _draw_cumulative, 2.9),
         ("latency", "Latency: predicted and measured", _draw_latency, 1.5 + 0.32 * len(run.clients)),
         ("bits", "Weight bits per block", _draw_bits, 1.5 + 0.25 * len(run.clients)),
-        ("coverage", "Coverage of the shared weights", _draw_coverage, 2.9),
     )
     plots = []
     with matplotlib.style.context(["default", settings]):
@@ -235,7 +240,6 @@ def _draw_accuracy(axes: "Axes", run: RunRecord) -> str:
             color, marker = _SERIES[index % len(_SERIES)], _MARKERS[index % len(_MARKERS)]
             axes.plot(*_columns(points), color=color, marker=marker, label=f"client {client.id}")
             axes.plot([final], [client.decided.accuracy], color=color, marker=marker, markersize=8, linestyle="")
-        axes.legend(ncols=2, loc="lower right")
     else:
         known = [(r.round, list(r.accuracy.values())) for r in run.rounds if r.accuracy]
         numbers = [number for number, _ in known]
@@ -244,7 +248,7 @@ def _draw_accuracy(axes: "Axes", run: RunRecord) -> str:
         axes.plot(numbers, [sum(v) / len(v) for _, v in known], color=_SERIES[0], label="mean")
         scores = [client.decided.accuracy for client in run.clients]
         axes.plot([final] * len(scores), scores, "_", color=_SERIES[1], label="personalised")
-        axes.legend(loc="lower right")
+    _legend(axes)
     low, high = min(c.decided.accuracy for c in run.clients), max(c.decided.accuracy for c in run.clients)
     return (
         "Each client's decided network on its own held-out share after every round; the large marks at the end are the "
@@ -273,8 +277,7 @@ def _draw_bytes(axes: "Axes", run: RunRecord) -> str:
                 label=f"{level} {direction}",
             )
     _byte_ticks(axes)
-    axes.margins(y=0.25)
-    axes.legend(ncols=2, loc="upper right")
+    _legend(axes, 2)
     if not numbers:
         return "No training message was sent."
     each = [rounds[number]["wire_up"] + rounds[number]["wire_down"] for number in (numbers[0], numbers[-1])]
@@ -297,7 +300,7 @@ def _draw_cumulative(axes: "Axes", run: RunRecord) -> str:
     axes.plot(numbers, reference, "--", color=_INK, label="FedAvg fp32 (computed)")
     axes.set_yscale("log")
     _byte_ticks(axes)
-    axes.legend(loc="lower right")
+    _legend(axes, 2)
     moved = run.ledger.totals()
     return (
         "Every message counts, set-up and personalisation too; logarithmic. In the end "
@@ -328,7 +331,7 @@ def _draw_latency(axes: "Axes", run: RunRecord) -> str:
     _client_rows(axes, run, lambda client: f"{client.id} · {client.decided.device}")
     axes.set_xlabel(f"latency of one call, {unit}")
     axes.grid(alpha=0.15, axis="x")
-    axes.figure.legend(loc="outside upper center", ncols=4, columnspacing=1.0, handletextpad=0.3)
+    _legend(axes)
     measured = [client for client in run.clients if client.measured_s is not None]
     if not measured:
         return "Predictions with their intervals. No model was measured: no client's device is this machine."
@@ -373,6 +376,11 @@ def _draw_coverage(axes: "Axes", run: RunRecord) -> str:
     axes.set_ylim(0, 1.05)
     least = min(run.rounds, key=lambda r: r.coverage)
     return f"Shared weights that at least one client trained; least in round {least.round}: {least.coverage:.0%}."
+
+
+def _legend(axes: "Axes", columns: int = 4) -> None:
+    """Above the plot, where it hides nothing."""
+    axes.figure.legend(loc="outside upper center", ncols=columns, columnspacing=1.0, handletextpad=0.4)
 
 
 def _byte_ticks(axes: "Axes") -> None:
