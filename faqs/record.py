@@ -13,10 +13,11 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from faqs.config import SearchConfig, config_from_json
+from faqs.config import SearchConfig
 from faqs.errors import ConfigError, RunError
 from faqs.ledger import Ledger
 from faqs.preference import METRIC_OF
+from faqs.runs import RunFolder
 from hwcost import METRICS, Architecture, BlockChoice, HwcostError, LookupTable
 
 _Document_T = TypeVar("_Document_T")
@@ -133,7 +134,7 @@ def read_run(run: Path) -> RunRecord:
     if not run.is_dir():
         raise RunError(f"a report is made from a run folder, got {run}: no such folder; name one that a search wrote")
     try:
-        config = config_from_json(_read(run / "config.json"), str(run / "config.json"))
+        config = RunFolder.open(run).config
     except ConfigError as error:
         raise RunError(str(error)) from None
     devices = _document(run / "devices.json", dict[str, DeviceRecord])

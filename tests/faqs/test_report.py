@@ -15,6 +15,7 @@ from faqs.config import SearchConfig
 from faqs.errors import RunError
 from faqs.ledger import Entry, Ledger
 from faqs.report import build_report, write_report
+from faqs.runs import RUN_VERSION
 from hwcost import BlockChoice, CostModel, LookupTable, SearchSpace, build_table, fit_profile
 from hwcost.profiles import Profile, Source
 from hwcost.testing import plausible_profile
@@ -44,7 +45,7 @@ def write_run(run: Path, clients: int = 4, rounds: int = 6, checked: bool = True
     """The documents of a finished search: costs, tables, ledger by the real classes; accuracies by a plain curve."""
     profiles = [f"profiles/{device}.json" for device in DEVICES]
     config = SearchConfig(clients=clients, rounds=rounds, seed=7, profiles=profiles, budget={"latency": "5ms"})
-    texts = {"config.json": config.model_dump_json()}
+    texts = {"config.json": json.dumps({"run_version": RUN_VERSION, **config.model_dump()})}
     texts["devices.json"] = json.dumps(
         {
             f"profiles/{name}.json": {
@@ -319,7 +320,9 @@ def test_many_clients_and_a_single_round_are_drawn(tmp_path: Path) -> None:
 
 
 DAMAGES: list[tuple[str, Any, str]] = [
-    ("config.json", None, "config.json, and it is missing: finish the run with `faqs search --resume RUN`"),
+    ("config.json", None, "a run folder has a config.json, got .* without"),
+    ("config.json", {"run_version": 9}, "config.json is not a run of version 1"),
+    ("devices.json", None, "devices.json, and it is missing: finish the run with `faqs search --resume RUN`"),
     ("config.json", {"clients": 0}, "config.json: clients: Input should be greater than or equal to 1, got 0"),
     ("devices.json", "[]", "devices.json: the document: Input should be an object, got"),
     (
@@ -368,7 +371,8 @@ def test_a_damaged_document_is_named_with_its_field(run: Path, name: str, damage
         path.write_text(json.dumps(whole | damage))
     with pytest.raises(RunError, match=message) as caught:
         write_report(run)
-    assert str(path) in str(caught.value)
+    assert str(run) in str(caught.value)
+    assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (run / "report.html").exists()
 
