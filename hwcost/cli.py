@@ -251,13 +251,13 @@ def _estimate(
             f"an estimate never replaces measurements, and {target} holds some: write it elsewhere with --out"
         )
     made = estimate_profile(device, operators, precisions=precisions)
+    with writing(target):
+        write_profile(made, target)
     note(
         f"{device.name} is not this machine, so nothing was timed: {target} holds estimates from an analytic model of "
         f"{device.description}. They are good for ratios and ranking, each within a wide interval, not for "
         "milliseconds. To measure for real, run the same command on the board."
     )
-    with writing(target):
-        write_profile(made, target)
     return made
 
 

@@ -1,0 +1,105 @@
+"""Models as a whole: every operator priced or named, and the prediction beside a measurement of the same machine."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from onnx_models import float_model
+
+from hwcost.check import Check, check_model, predict_model
+from hwcost.devices import load_device
+from hwcost.errors import MeasurementError, ModelError, UnknownOperatorError
+from hwcost.estimate import estimate_profile
+from hwcost.measure import profile_machine
+from hwcost.model import read_model
+from hwcost.ops import FLOAT, Conv
+from hwcost.pricing import CostModel
+from hwcost.profiles import Profile
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return float_model(tmp_path_factory.mktemp("models") / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def measured(model: Path) -> Profile:
+    """This machine, measured once over on exactly the operators of the model."""
+    operators = tuple(dict.fromkeys(op for _, op, _ in read_model(model).layers))
+    return profile_machine(operators, device="here", precisions=[FLOAT], passes=1)
+
+
+@pytest.fixture(scope="module")
+def estimated(model: Path) -> Profile:
+    layers = read_model(model, layout="portable").layers
+    return estimate_profile(load_device("rpi4"), [op for _, op, _ in layers])
+
+
+def test_a_prediction_is_the_sum_of_what_the_runtime_executes_and_the_call(model: Path, measured: Profile) -> None:
+    prediction = predict_model(model, CostModel(measured))
+    assert [operator.operator for operator in prediction.operators] == [op for _, op, _ in read_model(model).layers]
+    rows_s = sum(operator.price.latency_s for operator in prediction.operators)
+    assert prediction.total.latency_s == pytest.approx(measured.run_overhead_s + rows_s)
+    assert prediction.total.low_s < prediction.total.latency_s < prediction.total.high_s
+    assert (prediction.device, prediction.bits, prediction.uncovered_share) == ("here", 32, 0)
+    assert prediction.total.sources == ("measured",)
+
+
+def test_a_check_shows_the_measurement_beside_the_prediction(model: Path, measured: Profile) -> None:
+    checked = check_model(model, CostModel(measured), seconds=0.2, passes=2)
+    assert checked.measured_s == min(checked.samples_s) and len(checked.samples_s) == 2
+    assert checked.noise_floor >= measured.noise_floor
+    document = checked.document()
+    assert document["error"] == pytest.approx(document["predicted_s"] / document["measured_s"] - 1)
+    assert {"model", "bits", "interval_s", "noise_floor", "uncovered_share", "operators"} <= document.keys()
+
+
+def test_the_interval_is_held_against_the_measurement(model: Path, measured: Profile) -> None:
+    prediction = predict_model(model, CostModel(measured))
+    inside = Check(prediction, prediction.total.high_s, (prediction.total.high_s,), 0.0)
+    assert inside.within_interval
+    assert not replace(inside, measured_s=prediction.total.high_s * 1.01).within_interval
+
+
+def test_another_machines_profile_is_not_checked_here(model: Path, estimated: Profile) -> None:
+    with pytest.raises(MeasurementError) as caught:
+        check_model(model, CostModel(estimated))
+    text = str(caught.value)
+    assert text.startswith(
+        "a model is checked on the machine of its profile, profile rpi4 is of Cortex-A72 (estimated)"
+    )
+    assert "profile this machine" in text and "`hwcost predict`" in text
+
+
+def test_another_machine_is_predicted_without_this_machines_layouts(model: Path, estimated: Profile) -> None:
+    prediction = predict_model(model, CostModel(estimated))
+    assert prediction.total.sources == ("estimated",)
+    assert all(operator.operator.kind != "boundary" or operator.name == "flatten7" for operator in prediction.operators)
+
+
+def test_an_unknown_node_is_an_error_unless_its_share_is_wanted(tmp_path: Path, estimated: Profile) -> None:
+    path = float_model(tmp_path / "m.onnx", extra="Erf")
+    with pytest.raises(UnknownOperatorError, match=r"got none for 1 of .*: Erf erf6; .* --allow-uncovered"):
+        predict_model(path, CostModel(estimated))
+    prediction = predict_model(path, CostModel(estimated), allow_uncovered=True)
+    assert prediction.uncovered == ("Erf erf6",) and 0 < prediction.uncovered_share < 1
+
+
+def test_an_operator_that_was_not_profiled_is_an_error_unless_its_share_is_wanted(
+    model: Path, estimated: Profile
+) -> None:
+    fewer = estimated.model_copy(update={"rows": tuple(row for row in estimated.rows if row.operator.kind != "conv")})
+    cost_model = CostModel(Profile.model_validate(dict(fewer)))
+    with pytest.raises(UnknownOperatorError) as caught:
+        predict_model(model, cost_model)
+    assert "got none for 3 of" in str(caught.value) and "(conv.depthwise at w32a32)" in str(caught.value)
+    assert "run `hwcost fit` to predict what was not profiled" in str(caught.value)
+    prediction = predict_model(model, cost_model, allow_uncovered=True)
+    assert len(prediction.uncovered) == 3 and 0 < prediction.uncovered_share < 1
+    assert all(not isinstance(operator.operator, Conv) for operator in prediction.operators)
+
+
+def test_a_model_of_which_nothing_has_a_price_is_refused(model: Path, estimated: Profile) -> None:
+    lone = estimate_profile(load_device("rpi4"), [Conv.square(7, 7, 7, 7)])
+    with pytest.raises(ModelError, match="needs one operator that has a price"):
+        predict_model(model, CostModel(lone), allow_uncovered=True)
