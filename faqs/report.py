@@ -71,6 +71,7 @@ def build_report(run: Path) -> str:
         moved={level: totals[f"{level}_up"] + totals[f"{level}_down"] for level, _, _ in _LEVELS},
         budgets=Counter(kind for kind, _ in verdicts),
         verdicts=verdicts,
+        unmeasured=sum(words.endswith("not measured") for _, words in verdicts),
         levels=_LEVELS,
         kinds=[(words, documents.ledger.select(kind=kind).totals()) for kind, words in _KINDS],
         training=documents.ledger.select(kind="train").totals(),

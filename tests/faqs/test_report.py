@@ -216,7 +216,7 @@ def test_the_head_says_what_was_searched_and_what_came_of_it(page: str, stored: 
         assert text in words
     assert "reach a mean accuracy of 0.935 on their own held-out shares" in words
     assert f"{wire / 1e3:.3g} kB on the wire" in words
-    assert "3 of 3" in words
+    assert "3 of 3 clients with a budget are within it, 1 by prediction only" in words
 
 
 def test_fedavg_is_computed_from_the_weights_that_the_supernet_shares(page: str) -> None:
@@ -280,6 +280,13 @@ def test_a_missed_budget_is_called_missed(run: Path) -> None:
     assert "missed, as measured" in words
     assert "outside the interval" in words
     assert "2 of 3" in words
+
+
+def test_an_exported_model_that_differs_too_much_is_said_so(page: str, run: Path) -> None:
+    assert "differs by more" not in page
+    path = run / "clients/0/check.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy_onnx": 0.5}))
+    assert "differs by more" in build_report(run)
 
 
 def test_bytes_are_shown_at_four_levels_and_refusals_with_their_reasons(page: str, stored: Path) -> None:
