@@ -6,10 +6,10 @@ bias, a ReLU is the clip of an unsigned activation at zero. 4- and 2-bit weights
 integers are labelled (`int8_form`) changes no value: which form is fast and exact is the device's matter.
 
 Where scores differ from torch's: torch adds in float32 and this file in integers, so a value near a rounding tie may
-fall on either side (one step); a bias is rounded to the unit of its accumulator (half a unit, which for narrow weights
-is a good part of a step); a pooled mean is rounded once in both, from sums made in another order. The layers behind
-amplify such steps, so that scores end up about half a step apart on average and a few at most, and the odd image whose
-best classes are that close gets another class. `Check` states what is accepted.
+fall on either side (one step); a bias is rounded to the unit of its accumulator (a sixteenth of a step at most, more in
+channels of almost no variance); a pooled mean is rounded once in both, from sums made in another order. The layers
+behind amplify such steps, so that scores end up about half a step apart on average and a few at most, and the odd image
+whose best classes are that close gets another class. `Check` states what is accepted.
 """
 
 import json
@@ -49,6 +49,9 @@ _OPSET: Final = 17
 _IR_VERSION: Final = 8
 _INPUT_STEP: Final = np.nextafter(np.float32(1.0 / 255.0), np.float32(0.0))
 """The float32 below 1/255: with the nearest one, which is above, a pixel of 0.5 would round down, and 255 x up."""
+_LARGEST_CODE: Final = 127
+_COARSEST_BIAS: Final = 0.125
+"""Unit of a bias in output steps, where the container has room for it: half of it is lost at most."""
 _LARGEST_BIAS: Final = 2.0**30
 """Of a bias in units of its accumulator: half of int32, the other half is the sum's."""
 _LEAST_UNIT: Final = 2.0**-30
@@ -204,12 +207,18 @@ def _in_range(
     step_in: np.float32,
     step_out: np.float32,
 ) -> _Weights:
-    """Weights whose bias fits int32. A channel that is almost dead (a gamma near 0, all weights 0) gets a larger unit
-    and is rounded to it: what it loses is less than the bias can show."""
+    """Weights whose bias is told well by its int32. A channel whose unit is coarse beside an output step (narrow
+    weights, or a variance near 0) has its codes multiplied, which is exact, as far as the container goes. One that is
+    almost dead (a gamma near 0, all weights 0) gets a larger unit and is rounded to it: it loses less than shows."""
+    per_channel = (-1, *(1,) * (codes.ndim - 1))
+    largest = np.abs(codes).reshape(len(codes), -1).max(axis=1).clip(min=1.0)
+    finer = np.ceil(units * float(step_in) / float(step_out) / _COARSEST_BIAS)
+    finer = np.minimum(finer, np.floor(_LARGEST_CODE / largest)).clip(min=1.0)
+    codes, units = codes * finer.reshape(per_channel), units / finer
     least = np.maximum(np.abs(bias) / _LARGEST_BIAS, float(step_out) * _LEAST_UNIT) / float(step_in)
     safe = np.maximum(units, least).astype(np.float32)
     shrink = np.where(units < least, units / safe.astype(np.float64), 1.0)
-    recoded = np.rint(codes * shrink.reshape(-1, *(1,) * (codes.ndim - 1)))
+    recoded = np.rint(codes * shrink.reshape(per_channel))
     accumulator = safe.astype(np.float64) * float(step_in)
     return _Weights(recoded.astype(np.int8), safe, np.rint(bias / accumulator).astype(np.int32))
 
@@ -251,7 +260,7 @@ def export_onnx(network: DecidedNet, int8_form: Int8Form) -> bytes:
         "faqs.architecture": " ".join(map(str, network.architecture)),
         "faqs.int8_form": int8_form,
         "faqs.weight_bits": json.dumps(graph.weight_bits),
-        "faqs.weight_containers": "int8: layers of 4 and 2 bits hold odd codes of -15..15 and -3..3",
+        "faqs.weight_containers": "int8; a channel of a 4- or 2-bit layer holds at most 16 or 4 distinct numbers",
     }
     helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)

@@ -60,7 +60,7 @@ def quantised_weight(weight: Tensor, bits: int, clip: Tensor) -> Tensor:
     codes = nested_codes(weight_codes(weight, clip), bits)
     grid = container_values(codes, bits).to(weight.dtype) * container_unit(clip, bits)
     inside = torch.maximum(torch.minimum(weight, clip), -clip)
-    return inside + (grid - inside).detach()
+    return grid + (inside - inside.detach())  # exactly the grid: the second term is zero
 
 
 class ActivationQuantiser(nn.Module):
