@@ -43,7 +43,7 @@ def cli() -> None:
 )
 @click.option("--data", help="`digits` (embedded), or an .npz or .parquet file.  [default: digits]")
 @click.option("--clients", type=int, help="How many clients share the data.  [default: 4]")
-@click.option("--rounds", type=click.IntRange(1, 100_000), help="Rounds of the federation.  [default: 10]")
+@click.option("--rounds", type=click.IntRange(1, 100_000), help="Rounds of the federation.  [default: 8]")
 @click.option(
     "--budget",
     "budgets",
@@ -90,24 +90,34 @@ def search(
       faqs search --profile profiles/host.json --data train.parquet --clients 10 --rounds 40 --out runs/cifar
       faqs search --resume runs/cifar
     """
-    from faqs.runs import RunFolder
-
-    given = {"data": data, "clients": clients, "rounds": rounds, "seed": seed}
+    given: dict[str, Any] = {"data": data, "clients": clients, "rounds": rounds, "seed": seed}
     given = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
         if given or profiles or budgets or weights or out or config_path:
             raise click.UsageError("--resume goes on with the run's own configuration: give no other option but --json")
-        run = RunFolder.open(resume)
+        run = _open(resume)
     else:
-        from faqs.search import start
-
         config = _configure(given, profiles, budgets, weights, config_path)
-        folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-        with writing(folder):
-            run = start(config, folder)
+        run = _create(config, out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
     _search(run)
     _finish(run)
     _print_run(run, as_json)
+
+
+def _open(path: Path) -> "RunFolder":
+    from faqs.runs import RunFolder
+
+    return RunFolder.open(path)
+
+
+def _create(config: "SearchConfig", folder: Path) -> "RunFolder":
+    from faqs.prepare import prepare
+
+    prepared = prepare(config)
+    from faqs.runs import RunFolder  # loads torch: after everything that can be wrong with the input
+
+    with writing(folder):
+        return RunFolder.create(folder, config, prepared)
 
 
 def _configure(
@@ -199,9 +209,8 @@ def export(run: Path, as_json: bool) -> None:
     Example: faqs export runs/first
     """
     from faqs import search as steps
-    from faqs.runs import RunFolder
 
-    folder = RunFolder.open(run)
+    folder = _open(run)
     with _steps(folder, "exporting") as report:
         paths = steps.export(folder, report)
     for path in paths:
@@ -223,9 +232,8 @@ def check(run: Path, as_json: bool) -> None:
     """
     from faqs import search as steps
     from faqs.errors import ExportError
-    from faqs.runs import RunFolder
 
-    folder = RunFolder.open(run)
+    folder = _open(run)
     with _steps(folder, "checking") as report:
         checks = steps.check(folder, report)
     rows = [
@@ -260,9 +268,7 @@ def show(run: Path, as_json: bool) -> None:
     \b
     Example: faqs show runs/first
     """
-    from faqs.runs import RunFolder
-
-    _print_run(RunFolder.open(run), as_json)
+    _print_run(_open(run), as_json)
 
 
 @cli.command()
@@ -275,9 +281,8 @@ def report(run: Path, as_json: bool) -> None:
     Example: faqs report runs/first
     """
     from faqs.report import write_report
-    from faqs.runs import RunFolder
 
-    with writing(RunFolder.open(run).path):
+    with writing(_open(run).path):
         path = write_report(run)
     click.echo(str(path))
     if as_json:

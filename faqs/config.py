@@ -83,7 +83,7 @@ class SearchConfig(BaseModel):
     clients: int = Field(default=4, ge=1, le=10_000)
     alpha: float = Field(default=0.5, gt=0)
     held_out_share: float = Field(default=0.25, gt=0, lt=1)
-    rounds: int = Field(default=10, ge=1)
+    rounds: int = Field(default=8, ge=1)
     warmup_rounds: int | None = Field(default=None, ge=0)
     frozen_rounds: int | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -18,23 +18,12 @@ from faqs.config import SearchConfig, config_from_json
 from faqs.deltas import Arrays
 from faqs.errors import RunError
 from faqs.ledger import Ledger
+from faqs.prepare import Device, Prepared
 from faqs.strategy import ServerState
-from hwcost import BlockChoice, Int8Form, LookupTable, pack, unpack, write_atomically
+from hwcost import BlockChoice, LookupTable, pack, unpack, write_atomically
 
 # 1: first version.
 RUN_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a run remembers of a profile: whether its device is this machine, and how to export for it."""
-
-    device: str
-    digest: str
-    fingerprint: str
-    int8_form: Int8Form
-    sources: tuple[str, ...]
-    noise_floor: float
 
 
 @dataclass(frozen=True)
@@ -68,9 +57,7 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(
-        cls, path: Path, config: SearchConfig, tables: Sequence[LookupTable], devices: Mapping[str, Device]
-    ) -> "RunFolder":
+    def create(cls, path: Path, config: SearchConfig, prepared: Prepared) -> "RunFolder":
         """A new run; raises `RunError` where a run or anything else stands already."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(
@@ -78,9 +65,9 @@ class RunFolder:
                 f"with --resume {path}"
             )
         run = cls(path)
-        for client, table in enumerate(tables):
+        for client, table in enumerate(prepared.tables):
             run.write(f"clients/{client}/table.json", table.to_json())
-        run.write_json("devices.json", {name: asdict(device) for name, device in devices.items()})
+        run.write_json("devices.json", {name: asdict(device) for name, device in prepared.devices.items()})
         run.write_json("config.json", {"run_version": RUN_VERSION, **config.model_dump()})
         return run
 

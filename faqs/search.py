@@ -1,77 +1,34 @@
-"""The main job as a list of steps: prepare, search, personalise, export, check, report.
+"""The main job as a list of steps, after `faqs.prepare`: search and personalise, export, check, sum up.
 
 Here the federation runs in this process; each step reads what the one before left in the run folder, so that any of
 them can be done again on its own.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from faqs.client import app, load_participant
-from faqs.config import SearchConfig
-from faqs.data import load_dataset
 from faqs.engine import InProcessGrid
 from faqs.errors import RunError
 from faqs.export import check_export, export_onnx
 from faqs.ledger import Ledger
 from faqs.participant import Assignment, Participant
-from faqs.preference import METRIC_OF, check_feasible
-from faqs.runs import Checkpoint, Device, RoundReport, RunFolder
+from faqs.preference import METRIC_OF
+from faqs.runs import Checkpoint, RoundReport, RunFolder
 from faqs.server import Federation, Server, run_rounds
 from faqs.supernet import DecidedNet
-from hwcost import BlockChoice, LookupTable, build_table, detect_machine, load_cost_model, pack
+from hwcost import BlockChoice, detect_machine, pack
 
 OnRound = Callable[[RoundReport, int], None]
 """Sees every finished round and the number of all rounds."""
 
 OnStep = Callable[[int, int, str], None]
 """Sees the progress of exporting and checking: done, total, what."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a search starts from: a table per client, and what is to be remembered of each profile."""
-
-    tables: tuple[LookupTable, ...]
-    devices: Mapping[str, Device]
-
-
-def prepare(config: SearchConfig) -> Prepared:
-    """Read data and profiles, price the search space, and make sure that every client's budgets can be met.
-
-    Raises `DataError`, `ConfigError`, `BudgetError` or hwcost's errors, before anything is written.
-    """
-    paths = [config.client_config(client).profile or "" for client in range(config.clients)]
-    dataset = load_dataset(config.data)
-    space = config.search_space(dataset.image_shape, dataset.classes)
-    tables: dict[str, LookupTable] = {}
-    devices: dict[str, Device] = {}
-    for path in dict.fromkeys(paths):
-        model = load_cost_model(Path(path))
-        profile = model.profile
-        tables[path] = build_table(space, model)
-        devices[path] = Device(
-            profile.device,
-            profile.digest,
-            profile.machine.fingerprint,
-            profile.int8_form,
-            tables[path].sources,
-            profile.noise_floor,
-        )
-    for client, path in enumerate(paths):
-        check_feasible(tables[path], config.client_config(client).preference, str(client))
-    return Prepared(tuple(tables[path] for path in paths), devices)
-
-
-def start(config: SearchConfig, out: Path) -> RunFolder:
-    """A new run folder, ready for `search`."""
-    prepared = prepare(config)
-    return RunFolder.create(out, config, prepared.tables, prepared.devices)
 
 
 def search(run: RunFolder, on_round: OnRound) -> None:

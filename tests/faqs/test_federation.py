@@ -17,7 +17,8 @@ from faqs.deltas import shared_arrays
 from faqs.engine import InProcessGrid
 from faqs.errors import FaqsError, RunError
 from faqs.participant import Participant
-from faqs.runs import Checkpoint, Device, RunFolder
+from faqs.prepare import Device, Prepared
+from faqs.runs import Checkpoint, RunFolder
 from faqs.search import search
 from faqs.server import Federation, Server, run_rounds
 from faqs.strategy import Update, aggregate
@@ -29,7 +30,7 @@ DEVICE = {"rpi4.json": Device("rpi4", "d", "f", "s8s8", ("estimated",), 0.0)}
 
 
 def new_run(path: Path, table: LookupTable, config: SearchConfig) -> RunFolder:
-    return RunFolder.create(path, config, [table] * config.clients, DEVICE)
+    return RunFolder.create(path, config, Prepared((table,) * config.clients, DEVICE))
 
 
 def documents(run: Path) -> dict[str, bytes]:
@@ -155,14 +156,14 @@ def test_a_client_that_lost_its_state_is_set_up_again(table: LookupTable) -> Non
 
 def test_a_round_in_which_every_update_is_refused_is_an_error(table: LookupTable) -> None:
     grid = InProcessGrid(damaging_app(lambda client, number, message: flip(message)), 2)
-    with pytest.raises(FaqsError, match="a round needs one usable update, got none in round 0: client 0: .*checksum"):
+    with pytest.raises(FaqsError, match=r"a round needs one usable update, got none in round 0: client 0: .*checksum"):
         run_rounds(Server(grid, tiny_config(clients=2), [table] * 2), None, lambda done: None)
 
 
 def test_unreadable_data_of_a_client_reaches_the_user_as_the_reason(table: LookupTable) -> None:
     grid = InProcessGrid(app, 2)
     config = tiny_config(clients=2, data="/nowhere/a.npz")
-    with pytest.raises(FaqsError, match="client 0 cannot take part: .*no such file"):
+    with pytest.raises(FaqsError, match=r"client 0 cannot take part: .*no such file"):
         run_rounds(Server(grid, config, [table] * 2), None, lambda done: None)
 
 
