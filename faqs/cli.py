@@ -187,7 +187,12 @@ def _finish(run: "RunFolder") -> None:
 
     with _steps(run, "exporting and checking") as report:
         steps.export(run, report)
-        steps.check(run, report)
+        checks = steps.check(run, report)
+    for client, found in enumerate(checks):
+        if not found["agrees"]:
+            note(
+                f"the exported model of client {client} disagrees with torch beyond rounding: see faqs check {run.path}"
+            )
     with writing(run.path):
         run.write_json("result.json", steps.result(run))
         write_report(run.path)

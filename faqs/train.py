@@ -172,16 +172,14 @@ def fine_tune(
     network.eval()
 
 
-@torch.no_grad()
 def accuracy(network: DecidedNet, data: Dataset, batch_size: int = 256) -> float:
     """Share of the images whose class is predicted."""
-    network.eval()
-    return float((predictions(network, data.images, batch_size) == data.labels).mean())
+    return float((class_scores(network, data.images, batch_size).argmax(axis=1) == data.labels).mean())
 
 
 @torch.no_grad()
-def predictions(network: DecidedNet, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Class per image, int64 [n]."""
+def class_scores(network: DecidedNet, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Scores [n, classes], float32, of images [n, channels, height, width]."""
     network.eval()
     chunks = torch.split(torch.from_numpy(images), batch_size)
-    return torch.cat([network(chunk).argmax(dim=1) for chunk in chunks]).numpy()
+    return torch.cat([network(chunk) for chunk in chunks]).numpy()
