@@ -116,14 +116,12 @@ def cli() -> None:
 @click.option("--out", type=_file(dir_okay=False), help="The profile to write.  [default: profiles/<device>.json]")
 @click.option("--passes", type=click.IntRange(1, 100), default=3, show_default=True, help="Timings per operator.")
 @click.option(
-    "--budget", default="60s", show_default=True, callback=_duration, help="Time after which no further pass begins."
+    "--budget", default="90s", show_default=True, callback=_duration, help="Time after which no further pass begins."
 )
 @click.option(
     "--samples",
     type=click.IntRange(0, 5000),
-    default=150,
-    show_default=True,
-    help="Operators of real networks, beside those of the search spaces.",
+    help="Operators of other networks, beside those of the search spaces.  [default: some of every family]",
 )
 @click.option(
     "--image",
@@ -144,7 +142,7 @@ def profile(
     out: Path | None,
     passes: int,
     budget: float,
-    samples: int,
+    samples: int | None,
     images: tuple[tuple[int, int, int], ...],
     precisions: tuple[str, ...],
     threads: int,
@@ -164,12 +162,13 @@ def profile(
     from hwcost.machine import host_device_name
     from hwcost.ops import Precision
     from hwcost.report import profile_document, show_profile
+    from hwcost.sampling import default_operators
 
     wanted = tuple(map(Precision.parse, precisions)) or None
     known = None if device == HOST else load_device(device)
     name = host_device_name() if known is None else known.name
     target = out or PROFILES / f"{name}.json"
-    operators = _operators(images, seed, samples)
+    operators = default_operators(images, seed, samples)
     if known is None or runs_here(known):
         made = _measure(name, target, operators, wanted, passes, budget, threads, seed)
     elif threads == 1:
@@ -180,16 +179,6 @@ def profile(
         print_json(profile_document(made, target))
     else:
         show_profile(made, target)
-
-
-def _operators(images: tuple[tuple[int, int, int], ...], seed: int, samples: int) -> tuple["Operator", ...]:
-    """Every operator of the search spaces of these images, and a sample of other networks'."""
-    from hwcost.sampling import prior_operators
-    from hwcost.space import SearchSpace
-
-    spaces = [SearchSpace.for_image(image, 10) for image in images]
-    operators = [op for space in spaces for op in space.operators()]
-    return tuple(dict.fromkeys((*operators, *prior_operators(seed, samples))))
 
 
 def _measure(

@@ -3,8 +3,6 @@
 import itertools
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from hwcost.errors import InvalidSpaceError, MeasurementError, UnsupportedPrecisionError
+from hwcost.errors import MeasurementError, UnsupportedPrecisionError
 from hwcost.graph import candidates, supported_precisions
 from hwcost.machine import detect_machine
 from hwcost.measure import (
@@ -27,8 +25,6 @@ from hwcost.measure import (
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision
 from hwcost.profiles import read_profile, write_profile
 from hwcost.runtime import minimum_time, session
-from hwcost.sampling import default_operators, prior_operators
-from hwcost.space import SearchSpace
 
 _REQUESTS: list[tuple[Operator, Precision]] = [
     (Conv.square(8, 8, 6, 3), INT8),
@@ -287,27 +283,3 @@ def test_a_model_is_timed_in_passes_and_the_minimum_counts(tmp_path: Path) -> No
         time_model(model.SerializeToString(), {"z": feeds["x"]})
     with pytest.raises(MeasurementError, match=r"at least one pass, got passes=0"):
         time_model(model.SerializeToString(), feeds, passes=0)
-
-
-def test_the_sample_of_operators_is_seeded_distinct_and_broad() -> None:
-    sample = prior_operators(7, 150)
-    assert len(set(sample)) == 150
-    assert {op.kind for op in sample} == {"conv", "gemm", "pool", "elementwise", "boundary"}
-    assert prior_operators(7, 40) == sample[:40]
-    assert prior_operators(8, 40) != sample[:40]
-    assert all(supported_precisions(op) for op in sample)
-    code = "from hwcost.sampling import prior_operators; print(prior_operators(7, 150))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == str(sample)
-
-
-def test_the_default_profile_holds_both_search_spaces() -> None:
-    operators = default_operators(0, 20)
-    assert len(set(operators)) == len(operators)
-    for image in ((1, 8, 8), (3, 32, 32)):
-        assert set(SearchSpace.for_image(image, 10).operators()) <= set(operators)
-
-
-def test_an_endless_sample_is_an_error() -> None:
-    with pytest.raises(InvalidSpaceError, match=r"got a wish for 1000000: ask for fewer"):
-        prior_operators(0, 1_000_000)

@@ -1,0 +1,58 @@
+"""Which operators a default profile measures: enough of every family, seeded, within what can be timed."""
+
+import subprocess
+import sys
+from collections import Counter
+from typing import get_args
+
+import pytest
+
+from hwcost.errors import InvalidSpaceError
+from hwcost.features import family
+from hwcost.graph import supported_precisions
+from hwcost.ops import BoundaryFunction, ElementwiseFunction, Gemm, PoolFunction
+from hwcost.sampling import default_operators, prior_operators
+from hwcost.space import SearchSpace
+
+IMAGES = ((1, 8, 8), (3, 32, 32))
+
+
+def test_a_default_profile_has_enough_of_every_family() -> None:
+    operators = default_operators(IMAGES)
+    counts = Counter(map(family, operators))
+    kinds = {"pool": PoolFunction, "elementwise": ElementwiseFunction, "boundary": BoundaryFunction}
+    families = {f"{kind}.{name}" for kind, names in kinds.items() for name in get_args(names)}
+    convolutions = {"conv.dense", "conv.depthwise", "conv.grouped"}
+    assert set(counts) == {*families, *convolutions, "gemm"}
+    assert counts["gemm"] >= 30 and min(counts.values()) >= 10
+    rows = Counter(op.m > 1 for op in operators if isinstance(op, Gemm))
+    assert min(rows[True], rows[False]) >= 10
+
+
+def test_the_sample_is_seeded_and_distinct_and_has_kernels() -> None:
+    sample = prior_operators(7)
+    assert len(set(sample)) == len(sample)
+    assert prior_operators(8, 40) != sample[:40]
+    assert all(supported_precisions(op) for op in sample)
+    code = "from hwcost.sampling import prior_operators; print(prior_operators(7))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == str(sample)
+
+
+def test_a_smaller_sample_is_the_beginning_of_a_larger_one_and_as_broad() -> None:
+    sample = prior_operators(7)
+    for count in (0, 40, len(sample) + 100):
+        assert prior_operators(7, count)[: len(sample)] == sample[:count]
+    assert {op.kind for op in prior_operators(7, 40)} == {"conv", "gemm", "pool", "elementwise", "boundary"}
+
+
+def test_the_default_profile_holds_the_search_spaces_of_its_images() -> None:
+    operators = default_operators(IMAGES, 0, 20)
+    assert len(set(operators)) == len(operators)
+    for image in IMAGES:
+        assert set(SearchSpace.for_image(image, 10).operators()) <= set(operators)
+
+
+def test_an_endless_sample_is_an_error() -> None:
+    with pytest.raises(InvalidSpaceError, match=r"holds as many as its families have, got a wish for 1000000"):
+        prior_operators(0, 1_000_000)
