@@ -186,11 +186,27 @@ class Gemm:
         return self.m * self.n
 
 
+class _Weightless:
+    """Operators without weights, and without multiply-accumulates in the sense of the literature."""
+
+    @property
+    def weights(self) -> int:
+        return 0
+
+    @property
+    def channels(self) -> int:
+        return 0
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+
 PoolFunction = Literal["max", "average", "global_average", "global_max"]
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(_Weightless):
     """2-D pooling; for the global functions the kernel is the whole plane."""
 
     function: PoolFunction
@@ -223,18 +239,6 @@ class Pool:
         return _window_output(self.width, self.kernel[1], self.stride[1], 1, self.pads[1] + self.pads[3])
 
     @property
-    def weights(self) -> int:
-        return 0
-
-    @property
-    def channels(self) -> int:
-        return 0
-
-    @property
-    def macs(self) -> int:
-        return 0
-
-    @property
     def input_elements(self) -> int:
         return self.batch * self.channels_in * self.height * self.width
 
@@ -250,7 +254,7 @@ _BINARY = ("add", "mul")
 
 
 @dataclass(frozen=True)
-class Elementwise:
+class Elementwise(_Weightless):
     """A function applied to every element of one tensor, or of two of the same shape (`add`, `mul`)."""
 
     function: ElementwiseFunction
@@ -259,18 +263,6 @@ class Elementwise:
 
     def __post_init__(self) -> None:
         _positive(self, *self.shape)
-
-    @property
-    def weights(self) -> int:
-        return 0
-
-    @property
-    def channels(self) -> int:
-        return 0
-
-    @property
-    def macs(self) -> int:
-        return 0
 
     @property
     def input_elements(self) -> int:
@@ -285,7 +277,7 @@ BoundaryFunction = Literal["quantize", "dequantize", "transpose", "reorder_input
 
 
 @dataclass(frozen=True)
-class Boundary:
+class Boundary(_Weightless):
     """A change of layout or number format between kernels; `shape` is the input's, `permutation` a transpose's."""
 
     function: BoundaryFunction
@@ -297,18 +289,6 @@ class Boundary:
         _positive(self, *self.shape)
         if self.function == "transpose" and sorted(self.permutation) != list(range(len(self.shape))):
             raise InvalidOperatorError(f"a transpose names every axis once, got {self}")
-
-    @property
-    def weights(self) -> int:
-        return 0
-
-    @property
-    def channels(self) -> int:
-        return 0
-
-    @property
-    def macs(self) -> int:
-        return 0
 
     @property
     def input_elements(self) -> int:
