@@ -12,7 +12,7 @@ from faqs.errors import DataError
 def test_digits_are_embedded_with_pixels_in_the_unit_interval() -> None:
     data = load_dataset("digits")
     assert data.image_shape == (1, 8, 8) and data.classes == 10
-    assert 0 <= data.images.min() and data.images.max() == 1
+    assert data.images.min() >= 0 and data.images.max() == 1
 
 
 def test_every_sample_goes_to_exactly_one_client_and_the_held_out_share_is_disjoint() -> None:

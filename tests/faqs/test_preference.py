@@ -58,7 +58,7 @@ def test_infeasible_budget_names_the_cheapest_reachable_cost_and_that_cost_is_re
 def test_budgets_that_hold_alone_but_not_together_are_infeasible(table: LookupTable) -> None:
     size = table.values["weight_bytes"]
     contrary = {**table.values, "latency_s": np.where(table.legal, (size.max() - size) * 1e-9, 0.0)}
-    torn = dataclasses.replace(table, values=contrary, bounds={name: contrary["latency_s"] for name in table.bounds})
+    torn = dataclasses.replace(table, values=contrary, bounds=dict.fromkeys(table.bounds, contrary["latency_s"]))
     both = Preference({"size": torn.cheapest("weight_bytes"), "latency": torn.cheapest("latency_s")})
     with pytest.raises(BudgetError, match="at once, though each budget alone is reachable"):
         check_feasible(torn, both, "0")
