@@ -43,6 +43,7 @@ def cli() -> None:
 )
 @click.option("--data", help="`digits` (embedded), or an .npz or .parquet file.  [default: digits]")
 @click.option("--clients", type=int, help="How many clients share the data.  [default: 4]")
+@click.option("--alpha", type=float, help="Dirichlet parameter of the split: small is uneven.  [default: 0.5]")
 @click.option("--rounds", type=click.IntRange(1, 100_000), help="Rounds of the federation.  [default: 8]")
 @click.option(
     "--budget",
@@ -70,6 +71,7 @@ def search(
     profiles: tuple[str, ...],
     data: str | None,
     clients: int | None,
+    alpha: float | None,
     rounds: int | None,
     budgets: tuple[str, ...],
     weights: tuple[str, ...],
@@ -90,7 +92,7 @@ def search(
       faqs search --profile profiles/host.json --data train.parquet --clients 10 --rounds 40 --out runs/cifar
       faqs search --resume runs/cifar
     """
-    given: dict[str, Any] = {"data": data, "clients": clients, "rounds": rounds, "seed": seed}
+    given: dict[str, Any] = {"data": data, "clients": clients, "alpha": alpha, "rounds": rounds, "seed": seed}
     given = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
         if given or profiles or budgets or weights or out or config_path:

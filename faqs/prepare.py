@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faqs.config import SearchConfig
-from faqs.data import load_dataset
+from faqs.data import client_data, load_dataset
 from faqs.preference import check_feasible
 from hwcost import Int8Form, LookupTable, build_table, load_cost_model
 
@@ -40,6 +40,7 @@ def prepare(config: SearchConfig) -> Prepared:
     """
     paths = [config.client_config(client).profile or "" for client in range(config.clients)]
     dataset = load_dataset(config.data)
+    client_data(dataset, 0, config.clients, config.alpha, config.seed, config.held_out_share)  # the split exists
     space = config.search_space(dataset.image_shape, dataset.classes)
     tables: dict[str, LookupTable] = {}
     devices: dict[str, Device] = {}

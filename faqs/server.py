@@ -6,6 +6,7 @@ next one; the round goes on as long as one update is usable. What the loop carri
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -67,7 +68,7 @@ class Server:
         found: dict[int, int] = {}
         for reply in self._grid.send_and_receive(hello, timeout=REPLY_TIMEOUT_S):
             if reply.has_error():
-                raise FaqsError(f"a node could not say which client it is: {reply.error.reason}")
+                raise FaqsError(f"a node could not say which client it is: {_reason(reply)}")
             found[_whole_number(reply.content)] = reply.metadata.src_node_id
         if sorted(found) != list(range(self._config.clients)):
             raise FaqsError(
@@ -215,7 +216,7 @@ class Server:
                 outcome[client] = f"no reply within {REPLY_TIMEOUT_S:.0f} s"
                 continue
             if reply.has_error():
-                outcome[client] = reply.error.reason or "failed without a reason"
+                outcome[client] = _reason(reply)
             else:
                 try:
                     outcome[client] = parse(client, reply.content)
@@ -236,6 +237,13 @@ def _entry(
     payload = sum(len(value) for value in values if isinstance(value, str | bytes))
     flower, wire = count_bytes(content), wire_bytes(message, direction)
     return Entry(number, client, direction, kind, ideal, payload, flower, wire, refused)
+
+
+def _reason(reply: Message) -> str:
+    """What a client says of its failure, without the type that Flower wraps around it."""
+    text = reply.error.reason or "failed without a reason"
+    wrapped = re.fullmatch(r"<class '[\w.]+'>:<'(.*)'>", text, re.DOTALL)
+    return wrapped[1] if wrapped else text
 
 
 def _number(header: Header, name: str) -> float:

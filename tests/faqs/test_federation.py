@@ -163,7 +163,7 @@ def test_a_round_in_which_every_update_is_refused_is_an_error(table: LookupTable
 def test_unreadable_data_of_a_client_reaches_the_user_as_the_reason(table: LookupTable) -> None:
     grid = InProcessGrid(app, 2)
     config = tiny_config(clients=2, data="/nowhere/a.npz")
-    with pytest.raises(FaqsError, match=r"client 0 cannot take part: .*no such file"):
+    with pytest.raises(FaqsError, match=r"client 0 cannot take part: --data is .* no such file$"):
         run_rounds(Server(grid, config, [table] * 2), None, lambda done: None)
 
 
