@@ -6,6 +6,7 @@ A data set is images in [0, 1] with integer labels. `digits` ships with scikit-l
 
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ class Dataset:
         return Dataset(self.images[indices], self.labels[indices], self.classes)
 
 
+@lru_cache(maxsize=2)
 def load_dataset(spec: str) -> Dataset:
-    """`digits`, or a path to `.npz` or `.parquet`; raises `DataError` saying what is expected and what was found."""
+    """`digits`, or a path to `.npz` or `.parquet`, read once per process; raises `DataError` saying what is expected and what was found."""
     if spec == "digits":
         from sklearn.datasets import load_digits
 
