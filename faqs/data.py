@@ -36,7 +36,10 @@ class Dataset:
 
 @lru_cache(maxsize=2)
 def load_dataset(spec: str) -> Dataset:
-    """`digits`, or a path to `.npz` or `.parquet`, read once per process; raises `DataError` saying what is expected and what was found."""
+    """`digits`, or a path to `.npz` or `.parquet`, read once per process.
+
+    Raises `DataError` saying what is expected and what was found.
+    """
     if spec == "digits":
         from sklearn.datasets import load_digits
 
