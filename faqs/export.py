@@ -22,12 +22,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
 
 from faqs.data import Dataset
 from faqs.errors import ExportError
@@ -35,7 +33,7 @@ from faqs.quant import ActivationQuantiser, container_unit, container_values, ne
 from faqs.superkernel import ConvNorm, SlicedBlock
 from faqs.supernet import DecidedNet
 from faqs.train import class_scores
-from hwcost import time_model
+from hwcost import RUNTIME_ERRORS, session, time_model
 
 Int8Form = Literal["u8u8", "u8s8", "s8s8"]
 """Number formats of activations and of weights."""
@@ -64,14 +62,6 @@ _EXACT: Final = {
     "s8s8": {"session.qdqisint8allowed": "1"},
 }
 """What keeps x86 exact in the forms of other CPUs: without 8-bit dot products its sums of u8 x s8 saturate."""
-_RUNTIME_ERRORS: Final = (
-    runtime_state.Fail,
-    runtime_state.InvalidArgument,
-    runtime_state.InvalidGraph,
-    runtime_state.InvalidProtobuf,
-    runtime_state.NotImplemented,
-    runtime_state.RuntimeException,
-)
 
 
 @dataclass(frozen=True)
@@ -334,21 +324,15 @@ def check_export(
     )
 
 
-def _session(model: bytes, threads: int, as_deployed: bool) -> tuple[onnxruntime.InferenceSession, dict[str, int]]:
+def _session(model: bytes, threads: int, as_deployed: bool) -> tuple[Any, dict[str, int]]:
     """A session and its executed nodes by type, counted in the graph that the runtime made of the file."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
     with tempfile.TemporaryDirectory(prefix="faqs-") as folder:
         optimised = Path(folder) / "optimised.onnx"
-        options.optimized_model_filepath = str(optimised)
         try:
-            if not as_deployed:
-                properties = {entry.key: entry.value for entry in onnx.load_from_string(model).metadata_props}
-                for name, value in _EXACT.get(properties.get("faqs.int8_form", ""), {}).items():
-                    options.add_session_config_entry(name, value)
-            running = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except (*_RUNTIME_ERRORS, DecodeError) as error:
+            properties = {entry.key: entry.value for entry in onnx.load_from_string(model).metadata_props}
+            exact = {} if as_deployed else _EXACT.get(properties.get("faqs.int8_form", ""), {})
+            running = session(model, threads, save_as=optimised, settings=exact)
+        except (*RUNTIME_ERRORS, DecodeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ExportError(
                 f"onnxruntime must be able to run an exported model, it refused this one: {reason}: export it again"

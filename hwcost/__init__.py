@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from hwcost.profiles import Row as Row
     from hwcost.profiles import read_profile as read_profile
     from hwcost.profiles import write_profile as write_profile
+    from hwcost.runtime import RUNTIME_ERRORS as RUNTIME_ERRORS
+    from hwcost.runtime import session as session
     from hwcost.runtime import time_model as time_model
     from hwcost.space import SKIP as SKIP
     from hwcost.space import Architecture as Architecture
@@ -86,6 +88,8 @@ if TYPE_CHECKING:
     from hwcost.units import parse_seconds as parse_seconds
 
 _PUBLIC: dict[str, str] = {
+    "session": "hwcost.runtime",
+    "RUNTIME_ERRORS": "hwcost.runtime",
     "Int8Form": "hwcost.profiles",
     "unpack": "hwcost.archive",
     "pack": "hwcost.archive",

@@ -78,7 +78,7 @@ def executed_kernel(op: Operator, candidate: Candidate, threads: int = 1) -> Ker
     feeds = dict(candidate.feeds)
     inside = [name for name in inputs if name not in feeds]
     if inside:
-        before = session(_answering(executed, inside), threads, optimise=False)
+        before = session(_answering(executed, inside), threads, optimise="none")
         feeds.update(zip(inside, before.run(None, candidate.feeds), strict=True))
     return Kernel(
         nodes,
@@ -154,7 +154,7 @@ def run_time(
 ) -> float:
     """Seconds of one run of `count` rounds of these kernels, in a session of its own."""
     model, feeds = copies(kernels, count, chained=chained)
-    running = session(model, threads, optimise=False)
+    running = session(model, threads, optimise="none")
     return timer(lambda: running.run(None, feeds), seconds)
 
 

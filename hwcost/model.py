@@ -15,31 +15,18 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
 
 from hwcost.errors import ModelError
 from hwcost.nodes import Graph, Tensor, map_node
 from hwcost.ops import Operator, Precision
+from hwcost.runtime import RUNTIME_ERRORS, session
 
 Layout = Literal["executed", "portable"]
 Feeds = dict[str, NDArray[Any]]
 
-_RUNTIME_ERRORS: Final = (
-    runtime_state.Fail,
-    runtime_state.InvalidArgument,
-    runtime_state.InvalidGraph,
-    runtime_state.InvalidProtobuf,
-    runtime_state.NotImplemented,
-    runtime_state.RuntimeException,
-    RuntimeError,
-)
-_LEVELS: Final = {
-    "executed": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "portable": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-}
+_REFUSALS: Final[tuple[type[Exception], ...]] = (*RUNTIME_ERRORS, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ def load_model(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) 
     Raises `ModelError` when it is missing, unreadable, without outputs, or when a shape stays unknown.
     """
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, format="protobuf")  # whatever the file is called
     except FileNotFoundError as error:
         raise ModelError(f"no model at {error.filename or path}: give the path of an ONNX file") from None
     except OSError as error:
@@ -130,26 +117,20 @@ def example_feeds(model: onnx.ModelProto, seed: int) -> Feeds:
     return feeds
 
 
-def _options(level: ort.GraphOptimizationLevel) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = level
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    return options
-
-
 def _optimise(path: Path, model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
     """The graph that the runtime makes of a model; raises `ModelError` where it refuses the model."""
-    options = _options(_LEVELS[layout])
-    if layout == "portable":  # keeps int8 activations as they are: rewriting them to uint8 is this CPU's preference
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    executed = layout == "executed"
+    # Portable int8 activations stay as they are: rewriting them to uint8 is this CPU's preference.
+    settings = {} if executed else {"session.qdqisint8allowed": "1"}
     with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
         target = Path(folder) / "optimised.onnx"
-        options.optimized_model_filepath = str(target)
         try:
-            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except _RUNTIME_ERRORS as error:
-            raise ModelError(f"onnxruntime refuses {path}: {error}: repair or export the model again") from None
+            session(
+                model.SerializeToString(), optimise="all" if executed else "extended", save_as=target, settings=settings
+            )
+        except _REFUSALS as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"onnxruntime refuses {path}: {reason}: repair or export the model again") from None
         return onnx.load(target)
 
 
@@ -164,12 +145,12 @@ def _observe(path: Path, model: onnx.ModelProto, feeds: Feeds) -> dict[str, Tens
     names = [name for node in probe.graph.node for name in node.output if name]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
     try:
-        options = _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
-        session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        outputs = [value.name for value in session.get_outputs()]
-        values = dict(zip(outputs, session.run(outputs, feeds), strict=True))
-    except _RUNTIME_ERRORS as error:
-        raise ModelError(f"onnxruntime cannot run {path} once to see its shapes: {error}") from None
+        running = session(probe.SerializeToString(), optimise="none")
+        outputs = [value.name for value in running.get_outputs()]
+        values = dict(zip(outputs, running.run(outputs, feeds), strict=True))
+    except _REFUSALS as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"onnxruntime cannot run {path} once to see its shapes: {reason}: repair the model") from None
     seen = {**feeds, **{name: value for name, value in values.items() if isinstance(value, np.ndarray)}}
     tensors = {name: Tensor(value.shape, value.dtype.name) for name, value in seen.items()}
     for constant in model.graph.initializer:

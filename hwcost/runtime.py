@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy.typing as npt
 import onnxruntime
@@ -17,30 +17,49 @@ from hwcost.errors import MeasurementError
 Timer = Callable[[Callable[[], object], float], float]
 """`timer(run, seconds)`: the duration in seconds of the shortest call of `run`, tried for about that long."""
 
-_RUNTIME_ERRORS: Final = tuple(
-    getattr(runtime, name)
-    for name in (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "NotImplemented",
-        "RuntimeException",
-        "EPFail",
-        "NoSuchFile",
-        "NoModel",
-        "InvalidProtobuf",
-    )
+RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
+    *(
+        getattr(runtime, name)
+        for name in (
+            "Fail",
+            "InvalidArgument",
+            "InvalidGraph",
+            "NotImplemented",
+            "RuntimeException",
+            "EPFail",
+            "NoSuchFile",
+            "NoModel",
+            "InvalidProtobuf",
+        )
+    ),
+    UnicodeDecodeError,  # of a message that quotes a damaged name
 )
+"""What the runtime raises when it refuses a model or an input."""
+
+Optimise = Literal["all", "extended", "none"]
+"""What the runtime makes of a graph: everything, blocked layouts included; fusions only; nothing."""
+
+_LEVELS: Final = {
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
 _LEAST_RUNS: Final = 5
 _WARM_RUNS: Final = 2
 
 
 def session(
-    model: bytes | str | Path, threads: int = 1, *, optimise: bool = True, save_as: Path | None = None
+    model: bytes | str | Path,
+    threads: int = 1,
+    *,
+    optimise: Optimise = "all",
+    save_as: Path | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """A CPU session of a serialised model or a file, the same everywhere: sequential, spinning as by default, silent.
 
-    The runtime logs nothing: what it refuses arrives as an exception. `save_as` keeps the optimised model there.
+    The runtime logs and prints nothing: what it refuses arrives as one of `RUNTIME_ERRORS`. `save_as` keeps the
+    optimised model there; `settings` are further session configuration entries.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -48,12 +67,13 @@ def session(
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    for name, value in (settings or {}).items():
+        options.add_session_config_entry(name, value)
+    options.graph_optimization_level = _LEVELS[optimise]
     if save_as is not None:
         options.optimized_model_filepath = str(save_as)
     source = str(model) if isinstance(model, Path) else model
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def minimum_time(run: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -76,7 +96,7 @@ def refusals(what: str) -> Iterator[None]:
     """Turn the runtime's exceptions into one line that names `what`."""
     try:
         yield
-    except _RUNTIME_ERRORS as error:
+    except RUNTIME_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise MeasurementError(
             f"onnxruntime must be able to run what is measured, it refused {what}: {reason}: "

@@ -78,7 +78,7 @@ def _copy_answers(kernel: Kernel, count: int, *, chained: bool = False) -> list[
     last = [node for node in model.graph.node if node.name.endswith(f"/{len(kernel.nodes) - 1}")]
     del model.graph.output[:]
     model.graph.output.extend(helper.make_empty_tensor_value_info(node.output[0]) for node in last)
-    return [np.asarray(answer) for answer in session(model.SerializeToString(), optimise=False).run(None, feeds)]
+    return [np.asarray(answer) for answer in session(model.SerializeToString(), optimise="none").run(None, feeds)]
 
 
 def _naive_convolution(candidate: Candidate, op: Conv) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx_models import CHANNELS, Builder, float_model, quantised_model
 
-from hwcost.errors import ModelError
+from hwcost.errors import HwcostError, ModelError
 from hwcost.model import Layout, example_feeds, load_model, read_model
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool
 
@@ -157,3 +157,18 @@ def test_feeds_follow_the_seed(tmp_path: Path) -> None:
     first, again, other = (example_feeds(model, seed)["x"] for seed in (1, 1, 2))
     assert first.shape == (1, 3, 16, 16) and first.dtype == np.float32
     assert (first == again).all() and (first != other).any()
+
+
+def test_a_damaged_model_is_read_or_refused_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sound, path = float_model(tmp_path / "m.onnx").read_bytes(), tmp_path / "damaged.json"
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        damaged = bytearray(sound)
+        for index in random.integers(0, min(len(sound), 2000), int(random.integers(1, 12))):
+            damaged[index] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        try:
+            read_model(path)
+        except HwcostError as error:
+            assert "\n" not in str(error)
+    assert capfd.readouterr().out == ""
