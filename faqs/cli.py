@@ -308,9 +308,10 @@ def _verdict(holds: bool | None) -> str:
 
 def _print_run(run: "RunFolder", as_json: bool) -> None:
     from faqs.preference import Preference
+    from faqs.record import read_run
     from faqs.search import result
 
-    found, devices = result(run), run.devices.values()
+    found = result(run)
     rows = []
     for client in found["clients"]:
         latency = _latency(client["predicted_latency_s"], client["predicted_interval_s"], client["measured_latency_s"])
@@ -327,7 +328,7 @@ def _print_run(run: "RunFolder", as_json: bool) -> None:
         )
     columns = ["client", "device", "budget", "blocks", "predicted", "interval", "measured", "size", "accuracy"]
     print_table(f"{found['run']}: {found['rounds']} rounds", columns, rows)
-    for device in devices:
+    for device in read_run(run.path).devices.values():
         if set(device.sources) != {"measured"}:
             click.echo(f"Latencies of {device.device} are {', '.join(device.sources)}: not all measured on the device.")
     sent = found["bytes"]

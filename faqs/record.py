@@ -17,6 +17,7 @@ from faqs.config import SearchConfig
 from faqs.errors import ConfigError, RunError
 from faqs.ledger import Ledger
 from faqs.preference import METRIC_OF
+from faqs.prepare import Device
 from faqs.runs import RunFolder
 from hwcost import METRICS, Architecture, BlockChoice, HwcostError, LookupTable
 
@@ -27,13 +28,6 @@ _Seconds = Annotated[float, Field(gt=0)]
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-
-class DeviceRecord(_Document):
-    device: str
-    int8_form: str
-    sources: tuple[str, ...] = Field(min_length=1)
-    noise_floor: float = Field(ge=0)
 
 
 class RoundRecord(_Document):
@@ -50,10 +44,13 @@ class Samples(_Document):
 
 
 class Decided(_Document):
+    """`architecture.json`: what a client decided on, what that costs by its table (SI units), and its own accuracy."""
+
     client: int
     device: str
     profile: str
     budget: dict[str, float]
+    weights: dict[str, float]
     architecture: tuple[str, ...]
     cost: dict[str, float]
     latency_interval_s: tuple[_Seconds, _Seconds]
@@ -62,14 +59,19 @@ class Decided(_Document):
     samples: Samples
 
 
-class Check(_Document):
-    onnx_bytes: int = Field(gt=0)
+class Checked(_Document):
+    """`check.json`: what the exported model did here; latencies are null where the client's device is another one."""
+
     accuracy_torch: _Share
     accuracy_onnx: _Share
     agreement: _Share
     tolerance: float
+    agrees: bool
+    onnx_bytes: int = Field(gt=0)
     predicted_latency_s: _Seconds
+    interval_s: tuple[_Seconds, _Seconds]
     measured_latency_s: _Seconds | None
+    samples_s: tuple[_Seconds, ...]
     within_interval: bool | None
     within_budget: bool | None
     int8_form: str
@@ -85,9 +87,10 @@ class ClientRecord:
     """What is stored of a client; `check` is None where the model was not exported yet."""
 
     decided: Decided
+    device: Device
     architecture: Architecture
     table: LookupTable
-    check: Check | None
+    check: Checked | None
 
     @property
     def id(self) -> int:
@@ -102,7 +105,7 @@ class ClientRecord:
 class RunRecord:
     name: str
     config: SearchConfig
-    devices: dict[str, DeviceRecord]
+    devices: dict[str, Device]
     rounds: tuple[RoundRecord, ...]
     ledger: Ledger
     clients: tuple[ClientRecord, ...]
@@ -131,13 +134,14 @@ class RunRecord:
 
 
 def read_run(run: Path) -> RunRecord:
+    """Everything of a finished search; raises `RunError` naming the file, the field and what to do."""
     if not run.is_dir():
-        raise RunError(f"a report is made from a run folder, got {run}: no such folder; name one that a search wrote")
+        raise RunError(f"a run is read from its folder, got {run}: no such folder; name one that a search wrote")
     try:
         config = RunFolder.open(run).config
     except ConfigError as error:
         raise RunError(str(error)) from None
-    devices = _document(run / "devices.json", dict[str, DeviceRecord])
+    devices = _document(run / "devices.json", dict[str, Device])
     path = run / "ledger.json"
     try:
         ledger = Ledger.from_json(_document(path, dict[str, Any]))
@@ -194,9 +198,7 @@ def _read_rounds(path: Path) -> tuple[RoundRecord, ...]:
     return rounds
 
 
-def _read_client(
-    folder: Path, number: int, devices: dict[str, DeviceRecord], tables: dict[str, LookupTable]
-) -> ClientRecord:
+def _read_client(folder: Path, number: int, devices: dict[str, Device], tables: dict[str, LookupTable]) -> ClientRecord:
     """`tables` holds those that were read already: clients of one device have the same."""
     path, table_path, check_path = folder / "architecture.json", folder / "table.json", folder / "check.json"
     decided, table_text = _document(path, Decided), _read(table_path)
@@ -223,7 +225,8 @@ def _read_client(
             f"{path}: profile: it is one of devices.json ({', '.join(devices)}), got {decided.profile!r}; "
             "restore the file"
         )
-    return ClientRecord(decided, architecture, table, _document(check_path, Check) if check_path.exists() else None)
+    checked = _document(check_path, Checked) if check_path.exists() else None
+    return ClientRecord(decided, devices[decided.profile], architecture, table, checked)
 
 
 def _close(expected: object, got: object) -> bool:

@@ -18,7 +18,7 @@ from faqs.config import SearchConfig, config_from_json
 from faqs.deltas import Arrays
 from faqs.errors import RunError
 from faqs.ledger import Ledger
-from faqs.prepare import Device, Prepared
+from faqs.prepare import Prepared
 from faqs.strategy import ServerState
 from hwcost import BlockChoice, LookupTable, pack, unpack, write_atomically
 
@@ -85,17 +85,6 @@ class RunFolder:
         if fields.pop("run_version", None) != RUN_VERSION:
             raise RunError(f"{self.path / 'config.json'} is not a run of version {RUN_VERSION}: search again")
         return config_from_json(json.dumps(fields), str(self.path / "config.json"))
-
-    @property
-    def devices(self) -> dict[str, Device]:
-        """By profile path; raises `RunError`."""
-        try:
-            return {
-                name: Device(**{**fields, "sources": tuple(fields["sources"])})
-                for name, fields in self.read_json("devices.json").items()
-            }
-        except (TypeError, KeyError) as error:
-            raise RunError(f"{self.path / 'devices.json'} does not describe devices ({error}): search again") from None
 
     def table(self, client: int) -> LookupTable:
         """The cost table of a client's device."""

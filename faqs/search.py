@@ -6,7 +6,6 @@ them can be done again on its own.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from faqs.client import app, load_participant
 from faqs.engine import InProcessGrid
 from faqs.errors import RunError
 from faqs.export import check_export, export_onnx
-from faqs.ledger import Ledger
 from faqs.participant import Assignment, Participant
 from faqs.preference import METRIC_OF
+from faqs.record import Checked, ClientRecord, Decided, Samples, read_run
 from faqs.runs import Checkpoint, RoundReport, RunFolder
 from faqs.server import Federation, Server, run_rounds
 from faqs.supernet import DecidedNet
-from hwcost import BlockChoice, detect_machine, pack
+from hwcost import detect_machine, pack
 
 OnRound = Callable[[RoundReport, int], None]
 """Sees every finished round and the number of all rounds."""
@@ -65,109 +64,112 @@ def search(run: RunFolder, on_round: OnRound) -> None:
 
 
 def _write_client(run: RunFolder, participant: Participant, accuracy: float) -> None:
-    assignment = participant.assignment
-    data, preference = assignment.data(), assignment.preference
-    folder = f"clients/{assignment.client}"
-    run.write(f"{folder}/weights.safetensors", pack("personal network", participant.personal))
-    run.write_json(
-        f"{folder}/architecture.json",
-        {
-            "client": assignment.client,
-            "device": assignment.table.device,
-            "profile": assignment.config.client_config(assignment.client).profile,
-            "budget": dict(preference.budgets),
-            "weights": dict(preference.weights),
-            "architecture": [str(choice) for choice in participant.decision],
-            "cost": assignment.table.cost(participant.decision),
-            "latency_interval_s": list(assignment.table.latency_interval(participant.decision)),
-            "latency_sources": list(assignment.table.sources),
-            "accuracy": accuracy,
-            "samples": {"train": len(data.train.labels), "held_out": len(data.held_out.labels)},
-        },
+    assignment, decision = participant.assignment, participant.decision
+    data, preference, table = assignment.data(), assignment.preference, assignment.table
+    decided = Decided(
+        client=assignment.client,
+        device=table.device,
+        profile=assignment.config.client_config(assignment.client).profile or "",
+        budget=dict(preference.budgets),
+        weights=dict(preference.weights),
+        architecture=tuple(str(choice) for choice in decision),
+        cost=table.cost(decision),
+        latency_interval_s=table.latency_interval(decision),
+        latency_sources=table.sources,
+        accuracy=accuracy,
+        samples=Samples(train=len(data.train.labels), held_out=len(data.held_out.labels)),
     )
+    run.write(f"clients/{assignment.client}/weights.safetensors", pack("personal network", participant.personal))
+    run.write_json(f"clients/{assignment.client}/architecture.json", decided.model_dump(mode="json"))
 
 
-def load_network(run: RunFolder, client: int) -> DecidedNet:
+def load_network(run: RunFolder, client: ClientRecord) -> DecidedNet:
     """A client's personal network from the run folder; raises `RunError`."""
-    fields = run.read_json(f"clients/{client}/architecture.json")
-    arrays = run.read_arrays(f"clients/{client}/weights.safetensors")
+    arrays = run.read_arrays(f"clients/{client.id}/weights.safetensors")
+    network = DecidedNet(client.table.space, client.architecture)
     try:
-        architecture = tuple(BlockChoice.parse(text) for text in fields["architecture"])
-        network = DecidedNet(run.table(client).space, architecture)
         network.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in arrays.items()})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"client {client} of {run.path} cannot be put together ({reason}): search again") from None
+        raise RunError(
+            f"weights.safetensors of client {client.id} in {run.path} is not of its architecture ({reason}): "
+            f"finish the search again with --resume {run.path}"
+        ) from None
     return network.eval()
 
 
 def export(run: RunFolder, on_step: OnStep) -> list[Path]:
     """Write every client's ONNX model, in the int8 form of its device; returns the files."""
-    config, devices, written = run.config, run.devices, []
-    for client in range(config.clients):
-        on_step(client, config.clients, f"exporting client {client}")
-        device = devices[config.client_config(client).profile or ""]
-        name = f"clients/{client}/model.onnx"
-        run.write(name, export_onnx(load_network(run, client), device.int8_form))
-        written.append(run.path / name)
-    return written
+    clients = read_run(run.path).clients
+    for client in clients:
+        on_step(client.id, len(clients), f"exporting client {client.id}")
+        run.write(f"clients/{client.id}/model.onnx", export_onnx(load_network(run, client), client.device.int8_form))
+    return [run.path / f"clients/{client.id}/model.onnx" for client in clients]
 
 
 def check(run: RunFolder, on_step: OnStep) -> list[dict[str, Any]]:
-    """Run every exported model here against its torch network and, where its device is this machine, its prediction."""
-    config, devices, here = run.config, run.devices, detect_machine().fingerprint
+    """Run every exported model here against its torch network and, where its device is this machine, its prediction.
+
+    Returns the documents `check.json`, as `faqs.record.Checked` describes them.
+    """
+    record, here = read_run(run.path), detect_machine().fingerprint
     documents = []
-    for client in range(config.clients):
-        on_step(client, config.clients, f"checking client {client}")
-        device = devices[config.client_config(client).profile or ""]
-        fields = run.read_json(f"clients/{client}/architecture.json")
-        assignment = Assignment(client, config, run.table(client))
-        model = run.read(f"clients/{client}/model.onnx")
-        measure = device.fingerprint == here
-        result = check_export(model, load_network(run, client), assignment.data().held_out, measure_latency=measure)
-        low, high = fields["latency_interval_s"]
-        measured = result.latency_s
-        limit = fields["budget"].get("latency")
-        document = {
-            **asdict(result),
-            "onnx_bytes": len(model),
-            "int8_form": device.int8_form,
-            "predicted_latency_s": fields["cost"]["latency_s"],
-            "interval_s": [low, high],
-            "measured_latency_s": measured,
-            "within_interval": None if measured is None else low <= measured <= high,
-            "within_budget": None if measured is None or limit is None else measured <= limit,
-        }
-        run.write_json(f"clients/{client}/check.json", document)
-        documents.append(document)
+    for client in record.clients:
+        on_step(client.id, len(record.clients), f"checking client {client.id}")
+        decided, model = client.decided, run.read(f"clients/{client.id}/model.onnx")
+        data = Assignment(client.id, record.config, client.table).data()
+        found = check_export(
+            model, load_network(run, client), data.held_out, measure_latency=client.device.fingerprint == here
+        )
+        (low_s, high_s), measured_s = decided.latency_interval_s, found.latency_s
+        limit_s = decided.budget.get("latency")
+        checked = Checked(
+            accuracy_torch=found.accuracy_torch,
+            accuracy_onnx=found.accuracy_onnx,
+            agreement=found.agreement,
+            tolerance=found.tolerance,
+            agrees=found.agrees,
+            onnx_bytes=len(model),
+            predicted_latency_s=decided.cost[METRIC_OF["latency"]],
+            interval_s=decided.latency_interval_s,
+            measured_latency_s=measured_s,
+            samples_s=found.samples_s,
+            within_interval=None if measured_s is None else low_s <= measured_s <= high_s,
+            within_budget=None if measured_s is None or limit_s is None else measured_s <= limit_s,
+            int8_form=client.device.int8_form,
+            executed=found.executed,
+        )
+        documents.append(checked.model_dump(mode="json"))
+        run.write_json(f"clients/{client.id}/check.json", documents[-1])
     return documents
 
 
 def result(run: RunFolder) -> dict[str, Any]:
     """The document that `faqs search --json` ends with, from the run folder; raises `RunError`."""
-    config = run.config
-    totals = Ledger.from_json(run.read_json("ledger.json")).totals()
+    record = read_run(run.path)
+    totals = record.ledger.totals()
     clients = []
-    for client in range(config.clients):
-        fields = run.read_json(f"clients/{client}/architecture.json")
-        checked = run.read_json(f"clients/{client}/check.json")
+    for client in record.clients:
+        if client.check is None:
+            raise RunError(f"client {client.id} of {run.path} was not checked yet: run `faqs check {run.path}`")
+        decided = client.decided
         clients.append(
             {
-                "id": client,
-                "device": fields["device"],
-                "budget": fields["budget"],
-                "architecture": fields["architecture"],
-                "predicted_latency_s": fields["cost"]["latency_s"],
-                "predicted_interval_s": fields["latency_interval_s"],
-                "measured_latency_s": checked["measured_latency_s"],
-                "size_bytes": int(fields["cost"][METRIC_OF["size"]]),
-                "accuracy": checked["accuracy_onnx"],
+                "id": client.id,
+                "device": decided.device,
+                "budget": decided.budget,
+                "architecture": list(decided.architecture),
+                "predicted_latency_s": decided.cost[METRIC_OF["latency"]],
+                "predicted_interval_s": list(decided.latency_interval_s),
+                "measured_latency_s": client.check.measured_latency_s,
+                "size_bytes": int(decided.cost[METRIC_OF["size"]]),
+                "accuracy": client.check.accuracy_onnx,
             }
         )
     names = ("payload_up", "payload_down", "wire_up", "wire_down")
     return {
         "run": str(run.path),
-        "rounds": config.rounds,
+        "rounds": len(record.rounds),
         "bytes": {name: int(totals[name]) for name in names},
         "clients": clients,
     }

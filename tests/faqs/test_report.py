@@ -113,6 +113,7 @@ def write_run(run: Path, clients: int = 4, rounds: int = 6, checked: bool = True
             "accuracy_onnx": 0.92 + 0.01 * (client % 5),
             "agreement": 0.98,
             "tolerance": 0.02,
+            "agrees": True,
             "predicted_latency_s": cost["latency_s"],
             "interval_s": interval,
             "measured_latency_s": cost["latency_s"] * 1.05 if here else None,
@@ -285,7 +286,7 @@ def test_a_missed_budget_is_called_missed(run: Path) -> None:
 def test_an_exported_model_that_differs_too_much_is_said_so(page: str, run: Path) -> None:
     assert "differs by more" not in page
     path = run / "clients/0/check.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy_onnx": 0.5}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"agrees": False}))
     assert "differs by more" in build_report(run)
 
 
@@ -335,7 +336,7 @@ DAMAGES: list[tuple[str, Any, str]] = [
     (
         "devices.json",
         {"profiles/host.json": {"device": "host"}},
-        r"devices.json: profiles/host.json.int8_form: Field req",
+        r"devices.json: profiles/host.json.digest: Field req",
     ),
     ("rounds.jsonl", "", r"rounds.jsonl: round: rounds are one or more and rise, got \[\]"),
     ("rounds.jsonl", "{", "rounds.jsonl, line 1: the document: Invalid JSON"),
@@ -385,7 +386,7 @@ def test_a_damaged_document_is_named_with_its_field(run: Path, name: str, damage
 
 
 def test_a_folder_that_is_not_there_or_not_text_is_refused(run: Path) -> None:
-    with pytest.raises(RunError, match=r"a report is made from a run folder, got .*nowhere: no such folder"):
+    with pytest.raises(RunError, match=r"a run is read from its folder, got .*nowhere: no such folder"):
         build_report(run / "nowhere")
     (run / "rounds.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(RunError, match=r"rounds\.jsonl is not a text in UTF-8"):
