@@ -37,8 +37,8 @@ _CLASSES: Final = (2, 10, 35, 100, 200, 1000)
 _FOLDED: Final[tuple[ActivationName, ...]] = ("none", "relu", "clip")
 _CHANNELS_LAST: Final = (0, 2, 3, 1)
 _CHANNELS_FIRST: Final = (0, 3, 1, 2)
-_MOST_MACS: Final = 150_000_000
-_MOST_ELEMENTS: Final = 1_000_000
+_MOST_MACS: Final = 100_000_000
+_MOST_ELEMENTS: Final = 600_000
 _MOST_WEIGHTS: Final = 2_500_000
 _MOST_DRAWS: Final = 2_000
 """Draws in vain after which a family has no more operators."""
@@ -193,17 +193,27 @@ def _to_channels_first(rng: np.random.Generator) -> Operator:
     return Boundary("transpose", (batch, height, width, channels), _CHANNELS_FIRST)
 
 
+_ENOUGH: Final = 10
+_MORE_IN_SPACES: Final = {"add": 4, "global_average": 8, "quantize": 8, "reshape": 8}
+"""Functions of which the search spaces themselves have some."""
 _FAMILIES: Final[dict[str, tuple[int, _Draw]]] = {
     "dense convolution": (48, _dense),
-    "depthwise convolution": (16, _depthwise),
+    "depthwise convolution": (10, _depthwise),
     "grouped convolution": (16, _grouped),
     "product of one row": (15, _classifier),
     "product of more rows": (15, _product),
-    **{f"{name} pool": (10, partial(_pool, name)) for name in get_args(PoolFunction)},
-    **{name: (10, partial(_elementwise, name)) for name in get_args(ElementwiseFunction)},
-    **{name: (10, partial(_boundary, name)) for name in get_args(BoundaryFunction) if name != "transpose"},
-    "to channels last": (10, _to_channels_last),
-    "to channels first": (10, _to_channels_first),
+    "to channels last": (8, _to_channels_last),
+    "to channels first": (8, _to_channels_first),
+    **{
+        name: (_MORE_IN_SPACES.get(name, _ENOUGH), partial(draw, name))
+        for draw, function in (
+            (_pool, PoolFunction),
+            (_elementwise, ElementwiseFunction),
+            (_boundary, BoundaryFunction),
+        )
+        for name in get_args(function)
+        if name != "transpose"
+    },
 }
-"""The share of each family, and how it draws an operator. Matrix products have kernels at most bit-widths, so there
+"""The share of each family, and how it draws an operator. Matrix products have a kernel at most bit-widths, so there
 are no more of them than needed."""

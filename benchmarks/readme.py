@@ -1,0 +1,188 @@
+"""Writes what was measured into the README: every block between `<!-- begin:NAME -->` and `<!-- end:NAME -->`.
+
+    python benchmarks/readme.py            rewrite the blocks from benchmarks/results
+    python benchmarks/readme.py --check    change nothing; exit status 1 when a block is stale or missing
+
+No figure of the README is typed by hand, so none can be older than its benchmark's result.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from record import RESULTS
+
+from hwcost import note, write_atomically
+
+README: Final = RESULTS.parents[1] / "README.md"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; the first column to the left, the others to the right."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %" if abs(share) < 0.1 else f"{100 * share:.0f} %"
+
+
+def circumstances(document: dict[str, Any]) -> str:
+    machine, versions = document["machine"], document["versions"]
+    return (
+        f"{machine['cpu']} ({machine['architecture']}, {machine['cores']} cores, {machine['threads']} used), "
+        f"onnxruntime {versions['onnxruntime']}, load average {document['load_before']} before and "
+        f"{document['load_after']} after, {document['date']}."
+    )
+
+
+def prediction(document: dict[str, Any]) -> str:
+    columns = ("latency from", "median error", "mean", "worst", "within 5 %", "within 10 %", "in its interval")
+    rows = []
+    for way in document["ways"]:
+        error = way["error"]
+        shares = (error["median"], error["mean"], error["most"], way["within_5"], way["within_10"])
+        rows.append((way["way"], *map(percent, shares), percent(way["inside_interval"])))
+    profile, networks = document["profile"], document["networks"]
+    times = [min(network["samples_s"]) for network in networks]
+    took = "" if profile["seconds"] is None else f", measured in {profile['seconds']:.0f} s"
+    half, none = (way["predicted_share"] for way in document["ways"][2:4])
+    return "\n\n".join(
+        (
+            f"{len(networks)} random int8 networks of the two default search spaces, "
+            f"{min(times) * 1e6:.0f} to {max(times) * 1e6:.0f} us, run end to end; a profile of {profile['rows']} rows"
+            f"{took}. `measured twice` is the ceiling: the early passes against the late ones. `FLOPs only` is "
+            "favoured: one constant per search space, fitted on these very networks.",
+            table(columns, rows),
+            f"Share of the latency that was predicted and not looked up, median: {percent(half)} with half of the "
+            f"operators, {percent(none)} with none. {circumstances(document)}",
+        )
+    )
+
+
+def wire(document: dict[str, Any]) -> str:
+    columns = ("deltas", "coordinates", "entropy", "bits sent", "fp32 /", "plain zstd /", "encode", "decode")
+    rows = [
+        (
+            f"{row['deltas']}, {row['space']}",
+            f"{row['coordinates']:,}",
+            f"{row['entropy_bits']:.2f}",
+            f"{row['bits']:.2f} ({100 * row['over_entropy']:+.1f} %)",
+            f"{row['smaller_than_fp32']:.1f}",
+            f"{row['smaller_than_plain_zstd']:.2f}",
+            f"{row['encode_mb_per_s']['median']:.0f} MB/s",
+            f"{row['decode_mb_per_s']['median']:.0f} MB/s",
+        )
+        for row in document["rows"]
+        if row["relative_step"] == document["default_step"]
+    ]
+    return "\n\n".join(
+        (
+            "Messages of every shared weight of the largest network at the default step; bits are per coordinate, the "
+            "whole message included, beside the order-0 entropy of its codes. `fp32 /` and `plain zstd /`: how many "
+            "times smaller than 32 bits, and than zstandard (level 19) of the same codes, a byte each.",
+            table(columns, rows),
+            f"MB of fp32 a second, medians. {circumstances(document)}",
+        )
+    )
+
+
+_MET: Final = ("within_table", "within_budget_measured", "within_budget_and_interval")
+
+
+def search(document: dict[str, Any]) -> str:
+    columns = (
+        "seed",
+        "mean accuracy",
+        "worst client",
+        "payload up / down",
+        "on the wire up / down",
+        "fp32 / payload",
+        "fp32 / wire",
+        "budgets met: table",
+        "measured",
+        "within interval",
+    )
+    rows = []
+    for run in document["runs"]:
+        levels = [run["traffic"][level] for level in ("payload", "wire")]
+        rows.append(
+            (
+                str(run["seed"]),
+                f"{run['accuracy']:.3f}",
+                f"{run['least_accuracy']:.3f}",
+                *(f"{level['up_bytes'] / 1e3:.1f} / {level['down_bytes'] / 1e3:.1f} kB" for level in levels),
+                *(f"{level['fewer_than_fedavg']:.1f}" for level in levels),
+                *(" of ".join(map(str, run[name])) for name in _MET),
+            )
+        )
+    first, inside = document["runs"][0], [run["within_interval"] for run in document["runs"]]
+    over = max(run["over_budget"]["most"] for run in document["runs"])
+    errors = sorted(run["latency_error"]["median"] for run in document["runs"])
+    return "\n\n".join(
+        (
+            f"Four clients, {document['rounds']} rounds, each client with budgets of its own on this machine; bytes "
+            "are per client and round. `fp32 /`: how many times less than federated averaging of the largest network "
+            f"in fp32 (computed: {first['fedavg_message_bytes'] / 1e3:.0f} kB each way). Accuracy is that of the "
+            "exported int8 models on each client's own held-out share.",
+            table(columns, rows),
+            "Budgets met by the lookup table (latency and size); latency budgets met by the measured model, and met as "
+            f"far as the prediction's interval reaches (at worst {percent(over)} over the budget). Measured latency "
+            f"inside the predicted interval: {sum(one for one, _ in inside)} of {sum(total for _, total in inside)} "
+            f"models; median error {percent(errors[len(errors) // 2])}. "
+            f"{circumstances(document)}",
+        )
+    )
+
+
+def transcript(text: str) -> str:
+    return f"```text\n{text.strip()}\n```"
+
+
+BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
+    "transcript": lambda results: transcript((results / "transcript.txt").read_text(encoding="utf-8")),
+    "prediction": lambda results: prediction(json.loads((results / "prediction.json").read_text(encoding="utf-8"))),
+    "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
+    "wire": lambda results: wire(json.loads((results / "wire.json").read_text(encoding="utf-8"))),
+}
+
+
+def rewrite(text: str, results: Path) -> str:
+    """The README's text with every block as the results say; raises `SystemExit` where a block or a result is not."""
+    for name, block in BLOCKS.items():
+        marks = (f"<!-- begin:{name} -->", f"<!-- end:{name} -->")
+        pattern = re.compile(f"{re.escape(marks[0])}\n.*?{re.escape(marks[1])}", re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise SystemExit(f"the README has one block between {marks[0]} and {marks[1]}: put the two lines in")
+        try:
+            content = block(results)
+        except OSError as error:
+            raise SystemExit(f"the result of {name} cannot be read ({error.strerror}): run `make bench`") from None
+        head, tail = pattern.split(text)
+        text = f"{head}{marks[0]}\n{content}\n{marks[1]}{tail}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 when the README is stale")
+    parser.add_argument("--readme", type=Path, default=README, help="the file (default: the project's)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder (default: benchmarks/results)")
+    arguments = parser.parse_args()
+    before = arguments.readme.read_text(encoding="utf-8")
+    after = rewrite(before, arguments.results)
+    if arguments.check:
+        if before != after:
+            sys.exit("the README's figures are those of benchmarks/results, got others: run benchmarks/readme.py")
+        note("the README's figures are those of benchmarks/results")
+    elif before != after:
+        write_atomically(arguments.readme, after.encode())
+        note("README rewritten")
+
+
+if __name__ == "__main__":
+    main()
