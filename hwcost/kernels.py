@@ -100,12 +100,12 @@ def _answering(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     return bytes(copy.SerializeToString())
 
 
-def copies(kernels: Sequence[Kernel], count: int, *, chained: bool = False) -> tuple[bytes, dict[str, Array]]:
+def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Array]]:
     """A model of `count` rounds of these kernels, each with constants of its own, and what to feed it, not to be
     rewritten.
 
-    `chained` makes the first input of a kernel the output of the one before it. The only output is one number, so that
-    what a run hands back costs the same for every operator.
+    A kernel that works in place reads what the one before it wrote, which must be of its size; the others read inputs.
+    The only output is one number, so that what a run hands back costs the same for every operator.
     """
     nodes: list[onnx.NodeProto] = [helper.make_node("Identity", ["tick"], ["tock"])]
     constants: list[onnx.TensorProto] = []
@@ -116,7 +116,7 @@ def copies(kernels: Sequence[Kernel], count: int, *, chained: bool = False) -> t
         for name, array in kernel.inputs.items():
             names[name] = f"{name}/{place}"
             feeds.setdefault(names[name], array)
-        if (chained or kernel.in_place) and before:
+        if kernel.in_place and before:
             names[next(iter(kernel.inputs))] = before
         for name, tensor in kernel.constants.items():
             scalar = not tensor.dims or list(tensor.dims) == [1]
@@ -149,11 +149,9 @@ def copies(kernels: Sequence[Kernel], count: int, *, chained: bool = False) -> t
     return model.SerializeToString(), {name: array for name, array in feeds.items() if name in used}
 
 
-def run_time(
-    kernels: Sequence[Kernel], count: int, threads: int, timer: Timer, seconds: float, *, chained: bool = False
-) -> float:
+def run_time(kernels: Sequence[Kernel], count: int, threads: int, timer: Timer, seconds: float) -> float:
     """Seconds of one run of `count` rounds of these kernels, in a session of its own."""
-    model, feeds = copies(kernels, count, chained=chained)
+    model, feeds = copies(kernels, count)
     running = session(model, threads, optimise="none")
     return timer(lambda: running.run(None, feeds), seconds)
 

@@ -2,11 +2,11 @@
 
 The time of a small kernel drowns in the cost of one call, so a run holds many copies of it, and the cost of a call is
 the intercept of the line through few and many copies. In a network another kernel comes next, and caches and branch
-predictors have to change over: a small network in which kernels take turns says how much that costs a kernel, and every
-row holds it. Noise only ever adds time and comes in bursts that last seconds,
-so each operator is timed in several passes that lie far apart, in a new random order each, and the minimum counts; the
-spread of the passes goes into the interval. Sessions live for one pass, so each sees other memory. Weights are hot, as
-they are in a network that fits the caches.
+predictors have to change over: the kernels of a small network, in its order, say how much that costs a kernel, and
+every row holds it. Noise only ever adds time and comes in bursts that last seconds, so each operator is timed in
+several passes that lie far apart, in a new random order each, and the minimum counts; the spread of the passes goes
+into the interval. Sessions live for one pass, so each sees other memory. Weights are hot, as they are in a network that
+fits the caches.
 """
 
 import time
@@ -31,6 +31,7 @@ from hwcost.ops import FLOAT, INT8, Conv, Elementwise, Gemm, Operator, Precision
 from hwcost.profiles import Int8Form, Machine, Profile, Realisation, Row
 from hwcost.runtime import Timer, minimum_time, refusals, session
 from hwcost.runtime import time_model as time_model
+from hwcost.space import SearchSpace
 from hwcost.units import format_seconds
 
 Request = tuple[Operator, Precision]
@@ -51,14 +52,18 @@ _NOISE_PROBES: Final[tuple[Request, ...]] = (
     (Conv.square(48, 48, 8, 3, groups=48), INT8),
     (Gemm(1, 256, 128), FLOAT),
 )
-_SWITCH_PROBES: Final[tuple[Request, ...]] = (
-    (Conv.square(24, 24, 8, 1), INT8),
-    (Conv.square(24, 24, 8, 3, groups=24), INT8),
-    (Elementwise("add", (1, 8, 8, 24)), INT8),
-    (Conv.square(24, 24, 8, 3), INT8),
-    (Conv.square(24, 24, 8, 5, groups=24), INT8),
-)
-"""A small network: each keeps the shape of (1, 8, 8, 24), as NHWC kernels see it."""
+
+
+def _network_like() -> tuple[Request, ...]:
+    """The int8 kernels of the largest default network for 8x8 images, in the order in which it executes them."""
+    space = SearchSpace.for_image((1, 8, 8), 10)
+    fixed = space.fixed_layers()
+    blocks = space.layers(space.largest)[len(fixed) :]
+    stem = next(place for place, (op, _) in enumerate(fixed) if isinstance(op, Conv)) + 1
+    return tuple((op, INT8) for op, _ in (*fixed[:stem], *blocks, *fixed[stem:]))
+
+
+_SWITCH_PROBES: Final = _network_like()
 
 
 def choose_int8_form(*, threads: int = 1, seed: int = 0, timer: Timer = minimum_time) -> Int8Form:
@@ -113,7 +118,7 @@ def integer_convolution(candidate: Candidate, op: Conv) -> npt.NDArray[np.int64]
 class _Point:
     """One thing to be timed once a pass, or more often: a row, or what every row leans on.
 
-    Several requests are chained and run in turn.
+    Several requests run in turn, `copies` rounds of them.
     """
 
     role: str
@@ -132,10 +137,11 @@ class _Point:
 
 _FEW = _Point("overhead", (_OVERHEAD_PROBE,), 16, _REPEATS)
 _MANY = _Point("overhead", (_OVERHEAD_PROBE,), 160, _REPEATS)
-_ALONE = tuple(_Point("alone", (probe,), 120, _REPEATS) for probe in _SWITCH_PROBES)
-_IN_TURN = _Point("in turn", _SWITCH_PROBES, 24, _REPEATS)
+_ALONE = {probe: _Point("alone", (probe,), 120) for probe in _SWITCH_PROBES}
+_FEW_TURNS = _Point("in turn", _SWITCH_PROBES, 3, _REPEATS)
+_MANY_TURNS = _Point("in turn", _SWITCH_PROBES, 12, _REPEATS)
 _REFERENCES = tuple(_Point("reference", (probe,), 0, _REPEATS) for probe in _NOISE_PROBES)
-_BASIS = (_FEW, _MANY, *_ALONE, _IN_TURN, *_REFERENCES)
+_BASIS = (_FEW, _MANY, *_ALONE.values(), _FEW_TURNS, _MANY_TURNS, *_REFERENCES)
 
 
 @dataclass(frozen=True)
@@ -230,8 +236,7 @@ class _Run:
                     for op, precision in point.requests
                 ]
                 count = count or copies_for(kernels[0], self.overhead_s, self.threads, self.timer)
-                chained = len(kernels) > 1
-                run_s = run_time(kernels, count, self.threads, self.timer, _PASS_S, chained=chained)
+                run_s = run_time(kernels, count, self.threads, self.timer, _PASS_S)
         except MeasurementError as error:
             if not self.skip_unsupported or point.role != "row":
                 raise
@@ -259,10 +264,15 @@ class _Run:
 
     @property
     def switch_s(self) -> float:
-        """Seconds that a kernel takes longer after another one than after itself: caches and predictors change over."""
-        in_turn_s = (min(self.samples(_IN_TURN)) - self.overhead_s) / _IN_TURN.copies
-        alone_s = sum((min(self.samples(point)) - self.overhead_s) / point.copies for point in _ALONE)
-        return max(0.0, (in_turn_s - alone_s) / len(_ALONE))
+        """Seconds that a kernel takes longer after another one than after itself: caches and predictors change over.
+
+        In turn, a round's time is the slope between few and many, since the inputs of so many kernels cost a call time.
+        """
+        few_s, many_s = min(self.samples(_FEW_TURNS)), min(self.samples(_MANY_TURNS))
+        round_s = (many_s - few_s) / (_MANY_TURNS.copies - _FEW_TURNS.copies)
+        points = [_ALONE[probe] for probe in _SWITCH_PROBES]
+        alone_s = sum((min(self.samples(point)) - self.overhead_s) / point.copies for point in points)
+        return max(0.0, (round_s - alone_s) / len(points))
 
     def summary(self, points: Sequence[_Point], notes: Sequence[str]) -> Measurements:
         spreads = [(median(times) - min(times)) / min(times) for times in map(self.samples, _REFERENCES)]

@@ -70,9 +70,9 @@ def _first(op: Operator, precision: Precision, seed: int = 0) -> Candidate:
     return candidates(op, precision, "u8u8", np.random.default_rng(seed))[0]
 
 
-def _copy_answers(kernel: Kernel, count: int, *, chained: bool = False) -> list[npt.NDArray[Any]]:
+def _copy_answers(kernel: Kernel, count: int) -> list[npt.NDArray[Any]]:
     """What every copy in a run computes."""
-    data, feeds = copies([kernel], count, chained=chained)
+    data, feeds = copies([kernel], count)
     model = onnx.load_from_string(data)
     assert sum(node.op_type == kernel.nodes[-1].op_type for node in model.graph.node) >= count
     last = [node for node in model.graph.node if node.name.endswith(f"/{len(kernel.nodes) - 1}")]
@@ -153,14 +153,6 @@ def test_a_function_without_int8_kernel_says_that_it_is_not_native() -> None:
     (candidate,) = candidates(Elementwise("tanh", (1, 4)), INT8, "s8s8", np.random.default_rng(0))
     assert not candidate.native
     assert "float kernel" in candidate.note
-
-
-def test_chained_copies_read_each_other() -> None:
-    op = Elementwise("add", (1, 5))
-    kernel = executed_kernel(op, _first(op, FLOAT))
-    first, second = kernel.inputs.values()
-    answers = _copy_answers(kernel, 3, chained=True)
-    np.testing.assert_allclose(answers[2], first + 3 * second, rtol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
