@@ -191,10 +191,18 @@ def _measure(
     threads: int,
     seed: int,
 ) -> "Profile":
-    """Time this machine, keeping a journal beside the profile until that is written."""
+    """Time this machine, keeping a journal beside the profile until that is written.
+
+    Operators that an older profile of this machine has and this one does not are kept; a measured profile of another
+    machine is never replaced (`ProfileError`, before anything is timed).
+    """
+    from hwcost.machine import detect_machine
     from hwcost.measure import profile_machine
     from hwcost.profiles import write_profile
 
+    older = _measured(target)
+    if older is not None:
+        older.check_same_machine(detect_machine(threads))
     journal = target.with_name(f"{target.name}.partial.jsonl")
     if journal.exists():
         note(f"resuming the measurement that {journal} holds")
@@ -215,10 +223,23 @@ def _measure(
     except KeyboardInterrupt:
         note(f"what was timed so far is in {journal}: run the same command again to go on from there")
         raise
+    if older is not None:
+        made = made.with_rows_of(older)
     with writing(target):
         write_profile(made, target)
     journal.unlink(missing_ok=True)
     return made
+
+
+def _measured(target: Path) -> "Profile | None":
+    """The profile that stands at `target`, if one can be read and holds measurements."""
+    from hwcost.profiles import read_profile
+
+    try:
+        found = read_profile(target) if target.exists() else None
+    except ProfileError:
+        return None
+    return found if found is not None and "measured" in found.sources else None
 
 
 def _estimate(
@@ -229,13 +250,9 @@ def _estimate(
 ) -> "Profile":
     """Write an estimate, and say plainly that it is one; raises `ProfileError` where it would replace measurements."""
     from hwcost.estimate import estimate_profile
-    from hwcost.profiles import read_profile, write_profile
+    from hwcost.profiles import write_profile
 
-    try:
-        measured = target.exists() and "measured" in read_profile(target).sources
-    except ProfileError:
-        measured = False
-    if measured:
+    if _measured(target) is not None:
         raise ProfileError(
             f"an estimate never replaces measurements, and {target} holds some: write it elsewhere with --out"
         )

@@ -7,7 +7,6 @@ is a field; layer times are sums of rows. Bit-widths that run on another width's
 """
 
 import hashlib
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -179,16 +178,19 @@ class Profile(BaseModel):
         rows = ",\n".join(row.model_dump_json() for row in self.rows)
         return f'{head},\n "rows": [\n{rows}\n ]\n}}\n'.encode()
 
-    def merged(self, rows: Iterable[Row], machine: Machine) -> "Profile":
-        """This profile with `rows` added or replaced; raises `ProfileError` when they come from another machine."""
+    def check_same_machine(self, machine: Machine) -> None:
+        """Raises `ProfileError` when measurements of `machine` must not stand beside these."""
         if machine.fingerprint != self.machine.fingerprint:
             raise ProfileError(
                 f"a profile holds one machine's measurements: profile {self.device} is of {self.machine.cpu} with "
-                f"onnxruntime {self.machine.onnxruntime}, got rows of {machine.cpu} with onnxruntime "
-                f"{machine.onnxruntime}: write them to another profile (--out)"
+                f"onnxruntime {self.machine.onnxruntime} and {self.machine.threads} threads, got {machine.cpu} with "
+                f"onnxruntime {machine.onnxruntime} and {machine.threads} threads: write to another file with --out"
             )
-        combined = {**self._by_key, **{row.row_key: row for row in rows}}
-        return Profile.model_validate({**dict(self), "rows": tuple(combined.values())})
+
+    def with_rows_of(self, older: "Profile") -> "Profile":
+        """This profile, and the rows that only `older` has; raises `ProfileError` when it is of another machine."""
+        older.check_same_machine(self.machine)
+        return Profile.model_validate({**dict(self), "rows": tuple({**older._by_key, **self._by_key}.values())})
 
 
 def read_profile(path: Path) -> Profile:

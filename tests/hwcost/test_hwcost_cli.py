@@ -175,7 +175,7 @@ def test_devices_and_predictors_are_listed(folder: Path, capsys: pytest.CaptureF
     assert "roofline" in Ran(capsys, "predictors").out
 
 
-def test_an_estimate_never_replaces_measurements(rpi4: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_of_another_machine_replaces_measurements(rpi4: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = read_profile(rpi4)
     write_profile(
         profile.model_copy(
@@ -185,6 +185,9 @@ def test_an_estimate_never_replaces_measurements(rpi4: Path, capsys: pytest.Capt
     )
     before = rpi4.read_bytes()
     assert "an estimate never replaces measurements" in Ran(capsys, "profile", "--device", "rpi4").error
+    assert rpi4.read_bytes() == before
+    error = Ran(capsys, "profile", "--out", rpi4).error
+    assert "one machine's measurements: profile rpi4 is of Cortex-A72" in error and "--out" in error
     assert rpi4.read_bytes() == before
 
 
