@@ -20,8 +20,9 @@ step() {
 }
 
 say "What operators cost: measured here, and for a Raspberry Pi 4 (an estimate, unless this is one)"
-step hwcost profile --out profiles/host.json
-step hwcost profile --device rpi4
+# A third of the usual sample of other networks' operators, to be quick; the search's own are measured whatever it is.
+step hwcost profile --out profiles/host.json --samples 120
+step hwcost profile --device rpi4 --samples 120
 
 say "Predictors of that cost, cross-validated; the best one of each kind of operator is kept"
 step hwcost fit profiles/host.json profiles/rpi4.json

@@ -18,9 +18,8 @@ from faqs.config import SearchConfig, config_from_json
 from faqs.data import ClientData, client_data, load_dataset
 from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
 from faqs.errors import RunError, WireError
-from faqs.preference import Preference, project, within_budgets
+from faqs.preference import METRIC_OF, Preference, project
 from faqs.supernet import (
-    DecidedNet,
     SuperNet,
     decide,
     local_tensors,
@@ -137,9 +136,7 @@ class Participant:
                 supernet, self.logits, data.train, table, self.assignment.preference, settings, draw("gates")
             )
         if config.warmup - 1 <= round_number < config.search_end:
-            standing = self.decision if round_number >= config.warmup else None
-            scores = choice_scores(self.logits, standing, table.space, config.training.hysteresis)
-            self.decision = project(scores, table, self.assignment.preference, str(self.assignment.client))
+            self._decide(standing=self.decision if round_number >= config.warmup else None)
         self.local = {name: value.detach().numpy().copy() for name, value in local_tensors(supernet).items()}
         judged = decide(supernet, self.decision)
         recalibrate(judged, (images for images, _ in batches(data.train, 64, draw("statistics"))), judged)
@@ -155,13 +152,12 @@ class Participant:
     def finalise(self, round_number: int, blob: bytes) -> bytes:
         """Take the last difference, cut the decided network out, personalise and keep it; only its score is sent."""
         self._receive(blob, round_number)
+        if not self._affordable():  # its decisions never arrived: it still has the full network of the warm-up
+            self._decide(standing=None)
         network = decide(self._supernet(), self.decision)
         data, draw, training = self.assignment.data(), self._generator(round_number), self.assignment.config.training
         fine_tune(network, data.train, self.assignment.settings, training.personal_epochs, draw("personal"))
         self.personal = {name: value.detach().numpy().copy() for name, value in network.state_dict().items()}
-        within_budgets(
-            self.assignment.table.cost(self.decision), self.assignment.preference, str(self.assignment.client)
-        )
         header: Header = {
             "round": round_number,
             "samples": len(data.train.labels),
@@ -170,13 +166,15 @@ class Participant:
         }
         return encode(WireMessage(header, {}))
 
-    def personal_network(self) -> DecidedNet:
-        """The personalised network; raises `RunError` before `finalise`."""
-        if not self.personal:
-            raise RunError(f"client {self.assignment.client} has no personal network yet: finish the search first")
-        network = DecidedNet(self.assignment.table.space, self.decision)
-        network.load_state_dict({name: torch.from_numpy(value) for name, value in self.personal.items()})
-        return network.eval()
+    def _decide(self, standing: Architecture | None) -> None:
+        """Take the best-scoring architecture within the budgets; raises `BudgetError` if there is none."""
+        table, hysteresis = self.assignment.table, self.assignment.config.training.hysteresis
+        scores = choice_scores(self.logits, standing, table.space, hysteresis)
+        self.decision = project(scores, table, self.assignment.preference, str(self.assignment.client))
+
+    def _affordable(self) -> bool:
+        cost = self.assignment.table.cost(self.decision)
+        return all(cost[METRIC_OF[name]] <= limit for name, limit in self.assignment.preference.budgets.items())
 
     def _receive(self, blob: bytes, round_number: int) -> None:
         decision = read_decision(read_header(blob), self.assignment.table)  # the server's word: it knows what it got

@@ -42,6 +42,8 @@ _PASS_S: Final = 0.012
 _REPEATS: Final = 3
 """Timings per pass of what every row leans on: the overhead and the noise."""
 _LEAST_NOISE: Final = 0.005
+_BURST_ATTEMPTS: Final = 20
+_BURST_PAUSE_S: Final = 0.5
 _OVERHEAD_ERROR: Final = 0.1
 """Share of the overhead that may be wrong; it widens the intervals of the smallest operators."""
 
@@ -199,8 +201,11 @@ def measure_operators(
                     continue
                 if progress is not None:
                     progress(done, total, f"pass {number + 1} of {passes}: {point.requests[0][0].kind}")
+                begun = len(book.of(point.name))
                 while len(book.of(point.name)) < (number + 1) * point.repeats and not run.refused(point):
                     run.time(point)
+                if number == 0 and point in (_FEW, _MANY) and len(book.of(point.name)) > begun:
+                    run.settle()
         finished = min(len(book.of(point.name)) // point.repeats for point in points if not run.refused(point))
         notes = (
             (f"stopped in pass {finished + 1} of {passes}: the budget of {format_seconds(budget_s or 0)} was used up",)
@@ -250,17 +255,30 @@ class _Run:
         """Seconds of a run of this point, per timing."""
         return [timing.run_s for timing in self.book.of(point.name) if timing.run_s is not None]
 
+    def settle(self) -> None:
+        """Time the overhead's two points again while they contradict each other: a burst of noise lasts seconds."""
+        for _ in range(_BURST_ATTEMPTS):
+            if not (self.samples(_FEW) and self.samples(_MANY)) or self._intercept_s > 0:
+                return
+            time.sleep(_BURST_PAUSE_S)
+            self.time(_FEW)
+            self.time(_MANY)
+
+    @property
+    def _intercept_s(self) -> float:
+        few_s, many_s = min(self.samples(_FEW)), min(self.samples(_MANY))
+        return few_s - _FEW.copies * (many_s - few_s) / (_MANY.copies - _FEW.copies)
+
     @property
     def overhead_s(self) -> float:
         """Seconds of one call without operators: where the line through few and many copies meets zero."""
-        few_s, many_s = min(self.samples(_FEW)), min(self.samples(_MANY))
-        overhead_s = few_s - _FEW.copies * (many_s - few_s) / (_MANY.copies - _FEW.copies)
-        if overhead_s <= 0:
+        if self._intercept_s <= 0:
+            few_s, many_s = min(self.samples(_FEW)), min(self.samples(_MANY))
             raise MeasurementError(
                 f"a call of the runtime takes time, got {format_seconds(few_s)} for {_FEW.copies} operators and "
                 f"{format_seconds(many_s)} for {_MANY.copies}: let the machine come to rest and measure again"
             )
-        return overhead_s
+        return self._intercept_s
 
     @property
     def switch_s(self) -> float:

@@ -140,6 +140,20 @@ def test_a_damaged_message_is_refused_with_its_reason_and_the_client_comes_back(
     assert [entry.round for entry in federation.ledger.select(kind="setup", client=1)] == [0, 0, 2, 2]
 
 
+def test_a_client_whose_decisions_never_arrive_still_ends_within_its_budget(table: LookupTable) -> None:
+    def damage(client: int, number: int, message: Message) -> Message:
+        return flip(message) if client == 1 and number >= 1 else message
+
+    grid = InProcessGrid(damaging_app(damage), 2)
+    config = tiny_config(clients=2, warmup_rounds=2, budget=budgets(table))
+    server = Server(grid, config, [table] * 2)
+    run_rounds(server, None, lambda done: None)
+    limit = config.client_config(1).preference.budgets["size"]
+    for client in (0, 1):
+        participant = load_participant(grid.state_of(server.node(client)))
+        assert table.cost(participant.decision)["weight_bytes"] <= limit
+
+
 def test_a_client_that_lost_its_state_is_set_up_again(table: LookupTable) -> None:
     grid = InProcessGrid(app, 2)
     server = Server(grid, tiny_config(clients=2), [table] * 2)
