@@ -18,7 +18,7 @@ from faqs.config import SearchConfig, config_from_json
 from faqs.data import ClientData, client_data, load_dataset
 from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
 from faqs.errors import RunError, WireError
-from faqs.preference import METRIC_OF, Preference, project
+from faqs.preference import Preference, over_budget, project
 from faqs.supernet import (
     SuperNet,
     decide,
@@ -152,7 +152,8 @@ class Participant:
     def finalise(self, round_number: int, blob: bytes) -> bytes:
         """Take the last difference, cut the decided network out, personalise and keep it; only its score is sent."""
         self._receive(blob, round_number)
-        if not self._affordable():  # its decisions never arrived: it still has the full network of the warm-up
+        # Over its budget here, its decisions never arrived: it still has the full network of the warm-up.
+        if over_budget(self.assignment.table.cost(self.decision), self.assignment.preference.budgets):
             self._decide(standing=None)
         network = decide(self._supernet(), self.decision)
         data, draw, training = self.assignment.data(), self._generator(round_number), self.assignment.config.training
@@ -171,10 +172,6 @@ class Participant:
         table, hysteresis = self.assignment.table, self.assignment.config.training.hysteresis
         scores = choice_scores(self.logits, standing, table.space, hysteresis)
         self.decision = project(scores, table, self.assignment.preference, str(self.assignment.client))
-
-    def _affordable(self) -> bool:
-        cost = self.assignment.table.cost(self.decision)
-        return all(cost[METRIC_OF[name]] <= limit for name, limit in self.assignment.preference.budgets.items())
 
     def _receive(self, blob: bytes, round_number: int) -> None:
         decision = read_decision(read_header(blob), self.assignment.table)  # the server's word: it knows what it got

@@ -140,18 +140,18 @@ def project(scores: NDArray[np.float64], table: LookupTable, preference: Prefere
         chosen.append(int(options[best]))
         best = int(parents[best])
     architecture = tuple(table.space.choices[index] for index in reversed(chosen))
-    within_budgets(table.cost(architecture), preference, client)
+    cost = table.cost(architecture)
+    for name in over_budget(cost, preference.budgets):
+        raise BudgetError(
+            f"client {client}: a decided network meets its budget {name}<="
+            f"{format_metric(name, preference.budgets[name])}, got {format_metric(name, cost[METRIC_OF[name]])}"
+        )
     return architecture
 
 
-def within_budgets(cost: Mapping[str, float], preference: Preference, client: str) -> None:
-    """Raises `BudgetError` where a decided network's table cost breaks a budget."""
-    for name, limit in preference.budgets.items():
-        if cost[METRIC_OF[name]] > limit:
-            raise BudgetError(
-                f"client {client}: a decided network meets its budget {name}<={format_metric(name, limit)}, "
-                f"got {format_metric(name, cost[METRIC_OF[name]])}"
-            )
+def over_budget(cost: Mapping[str, float], budgets: Mapping[str, float]) -> list[str]:
+    """The names of the budgets that a table cost breaks."""
+    return [name for name, limit in budgets.items() if cost[METRIC_OF[name]] > limit]
 
 
 def _undominated(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from faqs.ledger import Kind
-from faqs.preference import METRIC_OF, format_metric
+from faqs.preference import METRIC_OF, format_metric, over_budget
 from faqs.record import ClientRecord, RunRecord, read_run
 from hwcost import SKIP, format_bytes, format_seconds, write_atomically
 
@@ -121,7 +121,7 @@ def _verdict(client: ClientRecord) -> tuple[str, str]:
     budget, cost = client.decided.budget, client.decided.cost
     if not budget:
         return "none", "no budget"
-    if any(cost[METRIC_OF[name]] > limit for name, limit in budget.items()):
+    if over_budget(cost, budget):
         return "bad", "missed, by the table"
     within = client.check.within_budget if client.check else None
     if within is None:

@@ -43,9 +43,7 @@ def search(run: RunFolder, on_round: OnRound) -> None:
         run.save(checkpoint)  # what follows from it may be older, if the run was killed in between
         seconds = list(run.read_json("timing.json")["round_s"]) if (run.path / "timing.json").exists() else []
         grid.load_states(checkpoint.nodes)
-        federation = Federation(
-            config, checkpoint.state, checkpoint.ledger, set(checkpoint.lost), list(checkpoint.reports)
-        )
+        federation = Federation(checkpoint.state, checkpoint.ledger, set(checkpoint.lost), list(checkpoint.reports))
     began = time.perf_counter()
 
     def after_round(done: Federation) -> None:

@@ -36,7 +36,6 @@ Parsed = TypeVar("Parsed")
 class Federation:
     """State of a run on the server. `lost`: clients that must be set up again before they can be used."""
 
-    config: SearchConfig
     state: ServerState
     ledger: Ledger = field(default_factory=Ledger)
     lost: set[int] = field(default_factory=set)
@@ -57,7 +56,8 @@ class Server:
     """Talks to the clients of one federation over `grid`; `tables[k]` prices the device of client k."""
 
     def __init__(self, grid: Grid, config: SearchConfig, tables: Sequence[LookupTable]) -> None:
-        self._grid, self._config, self._tables = grid, config, tables
+        self.config = config
+        self._grid, self._tables = grid, tables
         self._space = tables[0].space
         self._nodes: dict[int, int] = {}
 
@@ -70,24 +70,24 @@ class Server:
             if reply.has_error():
                 raise FaqsError(f"a node could not say which client it is: {_reason(reply)}")
             found[_whole_number(reply.content)] = reply.metadata.src_node_id
-        if sorted(found) != list(range(self._config.clients)):
+        if sorted(found) != list(range(self.config.clients)):
             raise FaqsError(
-                f"a federation of {self._config.clients} clients has the clients 0 to {self._config.clients - 1}, "
+                f"a federation of {self.config.clients} clients has the clients 0 to {self.config.clients - 1}, "
                 f"got {sorted(found)}: start one node per client with its own partition-id"
             )
         self._nodes = found
 
     def start(self) -> Federation:
         """Set every client up; raises `FaqsError` with the reason when one cannot be."""
-        ledger, clients = Ledger(), range(self._config.clients)
+        ledger, clients = Ledger(), range(self.config.clients)
         samples: list[int] = []
         for client, count in self._set_up(clients, 0, ledger).items():
             if isinstance(count, str):
                 raise FaqsError(f"client {client} cannot take part: {count}")
             samples.append(count)
         decisions = [first_decision(self._assignment(client)) for client in clients]
-        state = ServerState.start(self._space, self._config.seed, decisions, samples)
-        return Federation(self._config, state, ledger)
+        state = ServerState.start(self._space, self.config.seed, decisions, samples)
+        return Federation(state, ledger)
 
     def run_round(self, federation: Federation) -> None:
         """One round, in place, with its report appended; raises `FaqsError` when no client sent a usable update."""
@@ -108,7 +108,7 @@ class Server:
             reasons = "; ".join(f"client {client}: {reason}" for client, reason in refused.items())
             raise FaqsError(f"a round needs one usable update, got none in round {number}: {reasons}")
         coverage = aggregate(
-            state.weights, [reply.update for reply in trained.values()], self._config.server_learning_rate
+            state.weights, [reply.update for reply in trained.values()], self.config.server_learning_rate
         )
         for client, reply in trained.items():
             state.decisions[client] = reply.decision
@@ -146,7 +146,7 @@ class Server:
         return self._nodes[client]
 
     def _assignment(self, client: int) -> Assignment:
-        return Assignment(client, self._config, self._tables[client])
+        return Assignment(client, self.config, self._tables[client])
 
     def _read_update(self, state: ServerState, client: int, content: RecordDict) -> _Trained:
         """Validate a round's reply; raises `WireError`."""
@@ -167,7 +167,7 @@ class Server:
         for client, count in again.items():
             if not isinstance(count, str):
                 federation.lost.discard(client)
-                forget_client(federation.state, self._space, self._config.seed, client)
+                forget_client(federation.state, self._space, self.config.seed, client)
 
     def _set_up(self, clients: Iterable[int], number: int, ledger: Ledger) -> dict[int, int | str]:
         """Send assignments; returns each client's number of training samples, or why it has none."""
@@ -183,7 +183,7 @@ class Server:
         parse: Callable[[int, RecordDict], Parsed],
     ) -> dict[int, Parsed | str]:
         """Send every client what it misses; returns its parsed reply, or the reason why there is none."""
-        state, step = federation.state, self._config.wire.relative_step_down
+        state, step = federation.state, self.config.wire.relative_step_down
         contents = {client: content_of("blob", downlink(state, self._space, client, step)) for client in clients}
         ideal = {client: ideal_bytes(state, self._space, client) for client in clients}
         return self._send(message_type, kind, state.round, contents, federation.ledger, parse, ideal)
@@ -270,9 +270,9 @@ def run_rounds(
     server.connect()
     if federation is None:
         federation = server.start()
-    elif federation.state.round > federation.config.rounds:
-        raise RunError(f"a run of {federation.config.rounds} rounds cannot be in round {federation.state.round}")
-    while federation.state.round < federation.config.rounds:
+    elif federation.state.round > server.config.rounds:
+        raise RunError(f"a run of {server.config.rounds} rounds cannot be in round {federation.state.round}")
+    while federation.state.round < server.config.rounds:
         server.run_round(federation)
         on_round(federation)
     return federation, server.finish(federation)

@@ -3,6 +3,11 @@
 A message says the rule, what was got, and what to do; the command line prints it as one line and exits 1.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class HwcostError(Exception):
     """Base of all deliberate errors of this package."""
@@ -58,3 +63,12 @@ class QuantityError(HwcostError, ValueError):
 
 class OutputError(HwcostError, OSError):
     """A file that could not be written (a full disk, no permission)."""
+
+
+def first_fault(error: "ValidationError", whole: str = "the document") -> str:
+    """The first wrong field of a document and its rule, `rows.0.latency_s: Input should be greater than 0`.
+
+    `whole` names the place of a fault that is of no single field.
+    """
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwcost.archive import pack, unpack
-from hwcost.errors import FitError, HwcostError
+from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, SIZE_FEATURES, column, family, feature_matrix
 from hwcost.files import write_atomically
 from hwcost.ops import Precision
@@ -331,11 +331,8 @@ def read_fit(path: Path) -> Fit:
             raise FitError(f"it was fitted on other features, {len(head.features)} instead of {len(FEATURE_NAMES)}")
         families = tuple(_restore(report, arrays) for report in head.report)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the head"
-        raise FitError(
-            f"{path} is not a fit of version {FIT_VERSION}: {where}: {first['msg']}; run `hwcost fit` again"
-        ) from None
+        fault = first_fault(error, "the head")
+        raise FitError(f"{path} is not a fit of version {FIT_VERSION}: {fault}; run `hwcost fit` again") from None
     except (ValueError, KeyError, HwcostError) as error:
         raise FitError(f"{path} is not a fit that can be read: {error}; run `hwcost fit` again") from error
     return Fit(head.device, head.profile_digest, head.seed, head.folds, families)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwcost.energy import energy_j
-from hwcost.errors import TableError
+from hwcost.errors import TableError, first_fault
 from hwcost.ops import activation_bytes, weight_bytes
 from hwcost.pricing import COMPOSITION, CostModel, Price
 from hwcost.space import Architecture, Layer, SearchSpace
@@ -134,10 +134,8 @@ class LookupTable:
                 document.sources,
             )
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the document"
             raise TableError(
-                f"not a lookup table of version {TABLE_VERSION}: {where}: {first['msg']}: build the table again"
+                f"not a lookup table of version {TABLE_VERSION}: {first_fault(error)}: build the table again"
             ) from None
         except ValueError as error:  # rows of unequal length
             if isinstance(error, TableError):

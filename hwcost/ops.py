@@ -302,8 +302,6 @@ class Boundary(_Weightless):
 Operator = Annotated[Conv | Gemm | Pool | Elementwise | Boundary, Field(discriminator="kind")]
 """Any operator; files carry it as an object with its `kind`."""
 
-OPERATOR_KINDS = ("conv", "gemm", "pool", "elementwise", "boundary")
-
 
 def key(op: Operator) -> str:
     """Stable text of an operator, equal for equal operators: `conv(in_channels=16,...)`."""

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from hwcost.errors import ProfileError, UnknownOperatorError
+from hwcost.errors import ProfileError, UnknownOperatorError, first_fault
 from hwcost.files import write_atomically
 from hwcost.ops import Operator, Precision, key
 
@@ -204,11 +204,9 @@ def read_profile(path: Path) -> Profile:
     try:
         return Profile.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ProfileError(
-            f"{path} is not a profile of version {PROFILE_VERSION}: {where}: {first['msg']}{more}; "
+            f"{path} is not a profile of version {PROFILE_VERSION}: {first_fault(error)}{more}; "
             "restore the file or profile the device again"
         ) from None
 
