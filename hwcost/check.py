@@ -13,7 +13,8 @@ from typing import Any
 from hwcost.errors import MeasurementError, ModelError, UnknownOperatorError
 from hwcost.features import family
 from hwcost.machine import detect_machine, quietness
-from hwcost.model import Layout, ModelLayers, example_feeds, load_model, read_model
+from hwcost.model import Layout, ModelLayers, read_model
+from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import Operator, Precision, key
 from hwcost.pricing import CostModel, Price, Total
 from hwcost.runtime import time_model

@@ -8,7 +8,8 @@ import pytest
 from onnx_models import CHANNELS, Builder, float_model, quantised_model
 
 from hwcost.errors import HwcostError, ModelError
-from hwcost.model import Layout, example_feeds, load_model, read_model
+from hwcost.model import Layout, read_model
+from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool
 
 STEM = Conv(3, CHANNELS, 16, 16, (3, 3), (2, 2), (1, 1, 1, 1), activation="relu")
