@@ -1,4 +1,4 @@
-"""The `hwcost` command: profile a device, fit predictors, predict and check models, and show what is known.
+"""The `hwcost` command: profile a device, fit predictors, predict and check models; more in `hwcost.cli_profiles`.
 
 Commands only translate between the reader and the library. Heavy modules are imported inside the commands, so that
 `--help` is instant.
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from hwcost.console import note, print_json, print_table, progress, run_cli, writing
+from hwcost.cli_profiles import devices, predictors, show
+from hwcost.console import file_type, json_option, note, print_json, progress, run_cli, writing
 from hwcost.errors import FitError, ModelError, ProfileError, QuantityError
 from hwcost.units import parse_seconds
 
@@ -64,13 +65,6 @@ def _duration(_: click.Context, __: click.Parameter, text: str) -> float:
         raise click.BadParameter(str(error)) from None
 
 
-def _file(**options: Any) -> "click.Path[Path]":
-    return click.Path(path_type=Path, **options)
-
-
-_json = click.option("--json", "as_json", is_flag=True, help="End with one JSON document, the last line of stdout.")
-
-
 def _model_options(command: _Command) -> _Command:
     """What `predict` and `check` both take."""
     for option in (
@@ -89,11 +83,11 @@ def _model_options(command: _Command) -> _Command:
         click.option(
             "--profile",
             "profile_path",
-            type=_file(),
+            type=file_type(),
             required=True,
             help="The device's profile; its fit is read from beside it.",
         ),
-        click.argument("model", type=_file()),
+        click.argument("model", type=file_type()),
     ):
         command = option(command)
     return command
@@ -113,7 +107,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--device", default="host", show_default=True, help="A name of `hwcost devices`; `host` is this machine.")
-@click.option("--out", type=_file(dir_okay=False), help="The profile to write.  [default: profiles/<device>.json]")
+@click.option("--out", type=file_type(dir_okay=False), help="The profile to write.  [default: profiles/<device>.json]")
 @click.option("--passes", type=click.IntRange(1, 100), default=3, show_default=True, help="Timings per operator.")
 @click.option(
     "--budget", default="90s", show_default=True, callback=_duration, help="Time after which no further pass begins."
@@ -136,7 +130,7 @@ def cli() -> None:
 @click.option("--precision", "precisions", multiple=True, help="Only this one, like w8a8; repeatable.  [default: all]")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per run.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample, weights and order.")
-@_json
+@json_option
 def profile(
     device: str,
     out: Path | None,
@@ -268,11 +262,11 @@ def _estimate(
 
 
 @cli.command()
-@click.argument("profiles", nargs=-1, type=_file(dir_okay=False))
+@click.argument("profiles", nargs=-1, type=file_type(dir_okay=False))
 @click.option(
     "--profiles",
     "folder",
-    type=_file(file_okay=False),
+    type=file_type(file_okay=False),
     default=PROFILES,
     show_default=True,
     help="Folder whose profiles are all fitted when none is named.",
@@ -282,7 +276,7 @@ def _estimate(
 )
 @click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Of the cross-validation.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the folds and the predictors.")
-@_json
+@json_option
 def fit(profiles: tuple[Path, ...], folder: Path, names: tuple[str, ...], folds: int, seed: int, as_json: bool) -> None:
     """Fit predictors on profiles, and say how good they are on operators that they have not seen.
 
@@ -319,7 +313,7 @@ def fit(profiles: tuple[Path, ...], folder: Path, names: tuple[str, ...], folds:
 
 @cli.command()
 @_model_options
-@_json
+@json_option
 def predict(
     model: Path, profile_path: Path, shapes: dict[str, Sizes], bits: str | None, allow_uncovered: bool, as_json: bool
 ) -> None:
@@ -350,7 +344,7 @@ def predict(
     "--passes", type=click.IntRange(1, 100), default=3, show_default=True, help="Sessions; the fastest run counts."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the inputs.")
-@_json
+@json_option
 def check(
     model: Path,
     profile_path: Path,
@@ -398,67 +392,8 @@ def _expect_bits(prediction: "Prediction", bits: str | None) -> None:
         )
 
 
-@cli.command()
-@click.argument("profile_path", metavar="PROFILE", type=_file())
-@_json
-def show(profile_path: Path, as_json: bool) -> None:
-    """Show a profile: its machine, where its numbers come from, and how each bit-width runs there.
-
-    \b
-    Example:
-      hwcost show profiles/rpi4.json
-    """
-    from hwcost.profiles import read_profile
-    from hwcost.report import profile_document, show_profile
-
-    found = read_profile(profile_path)
-    if as_json:
-        print_json(profile_document(found, profile_path))
-    else:
-        show_profile(found, profile_path)
-
-
-@cli.command()
-@_json
-def devices(as_json: bool) -> None:
-    """List the device classes, and mark what this machine is.
-
-    \b
-    Example:
-      hwcost devices
-    """
-    from hwcost.devices import HOST, known_devices, load_device, runs_here
-    from hwcost.machine import detect_machine, host_device_name
-
-    machine = detect_machine()
-    here = f"{machine.cpu}, {machine.cores} cores; its profile is named {host_device_name()}"
-    entries = [(HOST, here, True)]
-    entries += [(known.name, known.description, runs_here(known)) for known in map(load_device, known_devices())]
-    if as_json:
-        names = ("name", "description", "this_machine")
-        print_json({"devices": [dict(zip(names, entry, strict=True)) for entry in entries]})
-    else:
-        rows = [(name, text, "measured here" if mine else "estimated here") for name, text, mine in entries]
-        print_table("Devices:", ("name", "description", "by `hwcost profile`"), rows)
-
-
-@cli.command()
-@_json
-def predictors(as_json: bool) -> None:
-    """List the predictors that `hwcost fit` compares.
-
-    \b
-    Example:
-      hwcost predictors
-    """
-    from hwcost.predictors import BUILT_IN, predictor_names
-
-    names = predictor_names()
-    if as_json:
-        print_json({"predictors": [{"name": name, "built_in": name in BUILT_IN} for name in names]})
-    else:
-        rows = [(name, "built in" if name in BUILT_IN else "of another package") for name in names]
-        print_table("Predictors, simplest first:", ("name", "origin"), rows)
+for _command in (show, devices, predictors):
+    cli.add_command(_command)
 
 
 def main() -> None:

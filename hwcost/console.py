@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 from rich.console import Console
@@ -26,7 +26,16 @@ from hwcost.errors import HwcostError, OutputError
 Report = Callable[[int, int, str], None]
 """Reports progress: (done, total, what is being done)."""
 
+json_option: Final = click.option(
+    "--json", "as_json", is_flag=True, help="End with one JSON document, the last line of stdout."
+)
+
 _QUIET_S: Final = 10.0
+
+
+def file_type(**options: Any) -> "click.Path[Path]":
+    """The type of an option that names a file or a folder; `options` are those of `click.Path`."""
+    return click.Path(path_type=Path, **options)
 
 
 def note(text: str) -> None:
