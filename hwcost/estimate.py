@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 
 from hwcost.devices import DeviceClass, ElementClass, IntervalClass, KernelClass, NumberFormat
 from hwcost.errors import UnsupportedPrecisionError
-from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision, bytes_moved
+from hwcost.graph import supported_precisions
+from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision, bytes_moved
 from hwcost.profiles import Machine, Profile, Realisation, Row
 
 _WEIGHT_ONLY = (Precision(8, 32), Precision(4, 32), Precision(2, 32))
-_TRANSCENDENTAL = ("sigmoid", "hardswish", "hardsigmoid", "tanh", "softmax")
+_TRANSCENDENTAL = ("sigmoid", "hardswish", "hardsigmoid", "tanh")
+_TRANSCENDENTAL_NODES = ("Softmax", "Erf", "Exp", "Log", "Pow", "Elu", "Softplus", "Gelu", "QuickGelu", "LRN")
 
 
 def _kernel_class(op: Conv | Gemm) -> KernelClass:
@@ -26,10 +28,13 @@ def _kernel_class(op: Conv | Gemm) -> KernelClass:
     return "pointwise" if op.kernel == (1, 1) and op.groups == 1 else "dense"
 
 
-def _element_work(op: Pool | Elementwise | Boundary) -> tuple[ElementClass, int]:
+def _element_work(op: Pool | Elementwise | Boundary | Node) -> tuple[ElementClass, int]:
     """The class of a kernel without multiply-accumulates, and how often its unit of work is done."""
     if isinstance(op, Pool):
         return "window", op.output_elements * op.kernel[0] * op.kernel[1]
+    if isinstance(op, Node):
+        amount = max(op.input_elements, op.output_elements)
+        return "transcendental" if op.op_type in _TRANSCENDENTAL_NODES else "arithmetic", amount
     if op.function in _TRANSCENDENTAL:
         return "transcendental", op.output_elements
     if op.function in ("quantize", "dequantize"):
@@ -48,6 +53,8 @@ def estimate_latency(device: DeviceClass, op: Operator, precision: Precision) ->
     per_element = device.cycles_per_element[number_format]
     if isinstance(op, Conv | Gemm):
         cycles = device.calibration * op.macs / device.macs_per_cycle[number_format][_kernel_class(op)]
+    elif isinstance(op, Node) and op.macs:
+        cycles = device.calibration * op.macs / device.macs_per_cycle[number_format]["gemm"]
     else:
         element_class, amount = _element_work(op)
         cycles = per_element[element_class] * amount
@@ -87,17 +94,6 @@ def _row(device: DeviceClass, op: Operator, precision: Precision) -> Row:
     )
 
 
-def _precisions(op: Operator) -> tuple[Precision, ...]:
-    """What the runtime has a kernel for."""
-    if isinstance(op, Boundary) and op.function in ("quantize", "dequantize"):
-        return (INT8,)
-    if isinstance(op, Boundary) and op.function in ("reorder_input", "reorder_output"):
-        return (FLOAT,)
-    if isinstance(op, Gemm):
-        return (FLOAT, INT8, *_WEIGHT_ONLY)
-    return (FLOAT, INT8)
-
-
 def estimate_profile(
     device: DeviceClass, operators: Iterable[Operator], *, precisions: Sequence[Precision] | None = None
 ) -> Profile:
@@ -108,7 +104,7 @@ def estimate_profile(
     rows = tuple(
         _row(device, op, precision)
         for op in dict.fromkeys(operators)
-        for precision in _precisions(op)
+        for precision in supported_precisions(op)
         if precisions is None or precision in precisions
     )
     if not rows:

@@ -6,10 +6,11 @@ quantisation, and is not native. Weights of 8, 4 and 2 bits with float activatio
 (`MatMulNBits`). Nothing here runs a model.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, assert_never
+from typing import Any, Final, assert_never, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +18,27 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hwcost.errors import UnsupportedPrecisionError
-from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision, key
+from hwcost.ops import (
+    FLOAT,
+    INT8,
+    PLAIN,
+    Boundary,
+    Conv,
+    Elementwise,
+    Gemm,
+    Node,
+    Operator,
+    Pool,
+    Precision,
+    TensorType,
+    key,
+)
 from hwcost.profiles import Int8Form
 
 Array = npt.NDArray[Any]
 
 _OPSET: Final = 21
+_OLDEST_OPSET: Final = 7
 IR_VERSION: Final = 10
 _ACTIVATION_SCALE: Final = 0.05
 _WEIGHT_SCALE: Final = 0.004
@@ -33,7 +49,7 @@ _FUSED: Final = ("none", "relu", "clip", "sigmoid", "hardsigmoid", "tanh", "leak
 """Activations that the runtime computes inside a float kernel."""
 _FOLDED: Final = ("none", "relu", "clip")
 """Activations that cost nothing in an int8 kernel: they are the range of its output."""
-_QLINEAR: Final = ("add", "mul", "sigmoid", "leakyrelu", "softmax", "concat")
+_QLINEAR: Final = ("add", "mul", "sigmoid", "leakyrelu")
 _NODES: Final = {
     "add": "Add",
     "mul": "Mul",
@@ -44,8 +60,6 @@ _NODES: Final = {
     "hardsigmoid": "HardSigmoid",
     "tanh": "Tanh",
     "leakyrelu": "LeakyRelu",
-    "concat": "Concat",
-    "softmax": "Softmax",
     "max": "MaxPool",
     "average": "AveragePool",
     "global_average": "GlobalAveragePool",
@@ -119,10 +133,9 @@ class _Graph:
     def int32_bias(self, channels: int) -> str:
         return self.constant(self.rng.integers(-500, 500, channels, dtype=np.int32))
 
-    def candidate(self, output: str, note: str = "", **options: Any) -> Candidate:
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("com.microsoft", 1)]
-        if any(node.domain == "com.microsoft.nchwc" for node in self.nodes):
-            opsets.append(helper.make_opsetid("com.microsoft.nchwc", 1))
+    def candidate(self, output: str, note: str = "", opset: int = _OPSET, **options: Any) -> Candidate:
+        domains = dict.fromkeys(["com.microsoft", *(node.domain for node in self.nodes if node.domain)])
+        opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
         inputs = [typed(name, array) for name, array in self.feeds.items()]
         graph = helper.make_graph(
             self.nodes, "operator", inputs, [helper.make_empty_tensor_value_info(output)], self.constants
@@ -136,10 +149,13 @@ def typed(name: str, array: Array) -> onnx.ValueInfoProto:
 
 
 def supported_precisions(op: Operator) -> tuple[Precision, ...]:
-    """The precisions that have a kernel of their own for this operator, float first; empty where it has none."""
+    """The precisions that have a kernel of their own for this operator, float first; empty where it has none.
+
+    Those of a kernel that is not the device's choice are left out: `graph.other_kernels` has them.
+    """
     match op:
         case Conv():
-            return (FLOAT,) * (op.activation in _FUSED) + (INT8,) * (op.activation in _FOLDED)
+            return (FLOAT,) * (op.activation in _FUSED) + (INT8,) * (op.activation in _FOLDED and not op.residual)
         case Gemm():
             weight_only = _WEIGHT_ONLY if op.activation == "none" else ()
             return (FLOAT,) * (op.activation in _FUSED) + (INT8,) * (op.activation in _FOLDED) + weight_only
@@ -151,23 +167,40 @@ def supported_precisions(op: Operator) -> tuple[Precision, ...]:
             return (FLOAT,) * (len(op.shape) == 4)
         case Boundary():
             return FLOAT, INT8
+        case Node():
+            return (INT8 if any(tensor.dtype in ("int8", "uint8") for tensor in (*op.reads, *op.writes)) else FLOAT,)
         case _:
             assert_never(op)
 
 
+def other_kernels(op: Operator, form: Int8Form) -> tuple[Precision, ...]:
+    """What exported networks make a runtime run beside the kernels of its choice, on a device of this int8 form.
+
+    Quantisation tools write 8-bit weights signed, mostly; and weights that are stored in 8 bits beside a float
+    convolution are read anew in every run.
+    """
+    if not isinstance(op, Conv | Gemm):
+        return ()
+    plain = (PLAIN,) * (isinstance(op, Conv) and op.activation == "none" and not op.residual)
+    forms = tuple(Precision(8, 8, other) for other in ("u8s8", "u8u8") if other != form)
+    return plain + forms * (INT8 in supported_precisions(op))
+
+
 def candidates(op: Operator, precision: Precision, form: Int8Form, rng: np.random.Generator) -> tuple[Candidate, ...]:
     """Every realisation worth trying, weights and inputs drawn from `rng`; raises `UnsupportedPrecisionError`."""
-    supported = supported_precisions(op)
+    supported = (*supported_precisions(op), *other_kernels(op, form))
     if precision not in supported:
         raise UnsupportedPrecisionError(
             f"an operator is measured at precisions that have a kernel ({', '.join(map(str, supported)) or 'none'}), "
             f"got {precision} for {key(op)}: narrower weights run on the w8a8 kernel, and an activation that does not "
             "fuse is an operator of its own"
         )
-    graph = _Graph(rng, form)
+    graph = _Graph(rng, cast(Int8Form, precision.kernel) if precision.weight_bits == 8 and precision.kernel else form)
     match op:
         case Conv():
-            return (_conv(graph, op) if precision == FLOAT else _qlinear_conv(graph, op),)
+            if precision.activation_bits == 8:
+                return (_qlinear_conv(graph, op),)
+            return (_plain_conv(graph, op) if precision == PLAIN else _conv(graph, op),)
         case Gemm():
             if precision in _WEIGHT_ONLY:
                 return _matmul_nbits(rng, form, op, precision.weight_bits)
@@ -178,6 +211,8 @@ def candidates(op: Operator, precision: Precision, form: Int8Form, rng: np.rando
             return (_elementwise(graph, op) if precision == FLOAT else _int8_elementwise(graph, op),)
         case Boundary():
             return (_boundary(graph, op, precision),)
+        case Node():
+            return (_node(graph, op),)
         case _:
             assert_never(op)
 
@@ -199,7 +234,20 @@ def _conv(graph: _Graph, op: Conv) -> Candidate:
     bias = graph.constant(graph.rng.standard_normal(op.out_channels, dtype=np.float32))
     x = graph.float_input((op.batch, op.in_channels, op.height, op.width))
     y = graph.node("Conv", [x, weights, bias], group=op.groups, dilations=op.dilation, **_window(op))
+    if op.residual:  # made by a convolution itself: an input of the graph is in another layout, and does not fuse
+        ones = graph.constant(np.ones((op.out_channels, 1, 1, 1), np.float32))
+        other = graph.float_input((op.batch, op.out_channels, op.output_height, op.output_width))
+        y = graph.node("Add", [y, graph.node("Conv", [other, ones], group=op.out_channels, kernel_shape=[1, 1])])
     return graph.candidate(_activated(graph, op.activation, y))
+
+
+def _plain_conv(graph: _Graph, op: Conv) -> Candidate:
+    """With weights that flow in, as dequantised ones do."""
+    shape = (op.out_channels, op.in_channels // op.groups, *op.kernel)
+    inputs = [graph.float_input((op.batch, op.in_channels, op.height, op.width)), graph.float_input(shape)]
+    inputs.append(graph.float_input((op.out_channels,)))
+    y = graph.node("Conv", inputs, group=op.groups, dilations=op.dilation, **_window(op))
+    return graph.candidate(y, "weights read anew", rewritten=False)
 
 
 def _qlinear_conv(graph: _Graph, op: Conv) -> Candidate:
@@ -287,19 +335,9 @@ def _emulated(graph: _Graph, shape: Sequence[int], function: Callable[[str], str
     return graph.candidate(y, f"float kernel on {graph.form[:2]} tensors", native=False, rewritten=False)
 
 
-def _concat_shapes(shape: tuple[int, ...]) -> tuple[int, list[list[int]]]:
-    """An axis, and the shapes of the two halves that `shape` is joined from: along channels where there are two."""
-    axis = next((axis for axis in (1, *range(len(shape))) if axis < len(shape) and shape[axis] > 1), 0)
-    parts = [shape[axis] // 2, shape[axis] - shape[axis] // 2]
-    return axis, [[*shape[:axis], part, *shape[axis + 1 :]] for part in parts if part]
-
-
 def _elementwise(graph: _Graph, op: Elementwise) -> Candidate:
     if op.function in ("add", "mul"):
         y = graph.node(_NODES[op.function], [graph.float_input(op.shape), graph.float_input(op.shape)])
-    elif op.function == "concat":
-        axis, shapes = _concat_shapes(op.shape)
-        y = graph.node("Concat", [graph.float_input(shape) for shape in shapes], axis=axis)
     else:
         y = _activated(graph, op.function, graph.float_input(op.shape))
     return graph.candidate(y)
@@ -308,17 +346,10 @@ def _elementwise(graph: _Graph, op: Elementwise) -> Candidate:
 def _int8_elementwise(graph: _Graph, op: Elementwise) -> Candidate:
     if op.function not in _QLINEAR:
         return _emulated(graph, op.shape, lambda x: _activated(graph, op.function, x))
-    name = f"QLinear{_NODES[op.function]}"
-    if op.function == "concat":
-        axis, shapes = _concat_shapes(op.shape)
-        parts = [part for shape in shapes for part in (graph.int8_input(shape), *graph.activation_scale())]
-        y = graph.microsoft(name, [*graph.activation_scale(), *parts], axis=axis)
-    else:
-        inputs = [graph.int8_input(op.shape), *graph.activation_scale()]
-        if op.function in ("add", "mul"):
-            inputs += [graph.int8_input(op.shape), *graph.activation_scale()]
-        attributes: dict[str, Any] = {"opset": _OPSET, "axis": -1} if op.function == "softmax" else {}
-        y = graph.microsoft(name, [*inputs, *graph.activation_scale()], **attributes)
+    inputs = [graph.int8_input(op.shape), *graph.activation_scale()]
+    if op.function in ("add", "mul"):
+        inputs += [graph.int8_input(op.shape), *graph.activation_scale()]
+    y = graph.microsoft(f"QLinear{_NODES[op.function]}", [*inputs, *graph.activation_scale()])
     return graph.candidate(y, graph.form[:2], rewritten=False)
 
 
@@ -348,3 +379,31 @@ def _reorder(graph: _Graph, op: Boundary) -> Candidate:
         x = graph.float_input((batch, padded, *plane))
         y = graph.node("ReorderOutput", [x], domain="com.microsoft.nchwc", channels=channels)
     return graph.candidate(y, rewritten=False)
+
+
+def _node(graph: _Graph, op: Node) -> Candidate:
+    """The node as it stands. Activations are positive numbers, indices 0, constants what their values say."""
+    names = [_tensor(graph, TensorType.parse(text)) if text else "" for text in op.inputs]
+    attributes = json.loads(op.attributes)
+    outputs = [f"y{place}" if text else "" for place, text in enumerate(op.outputs)]
+    node = helper.make_node(op.op_type, names, outputs, name="n0", domain=op.domain, **attributes)
+    graph.nodes.append(node)
+    version = max(op.version, _OLDEST_OPSET) if op.domain == "" else 1
+    return graph.candidate(outputs[0], rewritten=False, opset=_OPSET if op.domain else version)
+
+
+def _tensor(graph: _Graph, tensor: TensorType) -> str:
+    kind = np.dtype(tensor.dtype)
+    if tensor.values:
+        return graph.constant(np.array([float(v) for v in tensor.values.split(",")]).astype(kind).reshape(tensor.shape))
+    if np.issubdtype(kind, np.floating):
+        value = graph.rng.uniform(0.25, 1.75, tensor.shape).astype(kind)
+    elif kind in (np.int8, np.uint8, np.bool_):
+        value = graph.rng.integers(0, 2 if kind == np.bool_ else 128, tensor.shape).astype(kind)
+    else:
+        value = np.zeros(tensor.shape, kind)
+    if tensor.constant:
+        return graph.constant(value)
+    name = f"x{len(graph.feeds)}"
+    graph.feeds[name] = value
+    return name

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hwcost.errors import MeasurementError
 from hwcost.graph import IR_VERSION, Array, Candidate, candidates, typed
-from hwcost.ops import Boundary, Operator, Precision, key
+from hwcost.ops import Boundary, Conv, Operator, Precision, key
 from hwcost.profiles import Int8Form
 from hwcost.runtime import Timer, session
 
@@ -71,6 +71,8 @@ def executed_kernel(op: Operator, candidate: Candidate, threads: int = 1) -> Ker
             session(candidate.model.SerializeToString(), threads, save_as=path)
             executed = onnx.load(path)
     nodes = tuple(node for node in executed.graph.node if isinstance(op, Boundary) or node.op_type not in _LAYOUT_OPS)
+    if isinstance(op, Conv) and op.residual:  # what makes the tensor to be added is not part of it
+        nodes = _depending(nodes, executed, next(iter(candidate.feeds)))
     constants = {tensor.name: tensor for tensor in executed.graph.initializer}
     made = {name for node in nodes for name in node.output}
     read = dict.fromkeys(name for node in nodes for name in node.input if name)
@@ -89,6 +91,15 @@ def executed_kernel(op: Operator, candidate: Candidate, threads: int = 1) -> Ker
         candidate.native,
         in_place=isinstance(op, Boundary) and op.function == "reshape",
     )
+
+
+def _depending(nodes: tuple[onnx.NodeProto, ...], model: onnx.ModelProto, name: str) -> tuple[onnx.NodeProto, ...]:
+    """Those of the nodes that read what is made of this input of the model."""
+    names = {name}
+    for node in model.graph.node:
+        if names & set(node.input):
+            names.update(node.output)
+    return tuple(node for node in nodes if names & set(node.input))
 
 
 def _answering(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
@@ -127,7 +138,7 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
                 constant.name = names[name]
                 constants.append(constant)
         for position, node in enumerate(kernel.nodes):
-            names.update({name: f"{name}/{place}/{round_}" for name in node.output})
+            names.update({name: f"{name}/{place}/{round_}" for name in node.output if name})
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
             copy.name = f"{node.op_type}/{place}/{round_}/{position}"

@@ -99,7 +99,7 @@ def _elements(graph: Graph, node: onnx.NodeProto) -> int:
 def _origins(path: Path, model: onnx.ModelProto, feeds: Feeds) -> dict[str, Operator]:
     """Output name -> first operator of every node that the portable graph makes."""
     portable = _optimise(path, model, "portable")
-    graph = Graph(portable, _observe(path, portable, feeds), {})
+    graph = Graph(portable, _observe(path, portable, feeds), {}, portable=True)
     mapped = ((node, map_node(graph, node)) for node in portable.graph.node)
     return {node.output[0]: layers[0][0] for node, layers in mapped if layers}
 
@@ -116,7 +116,7 @@ def read_model(
     optimised = _optimise(path, model, layout)
     blocked = any(node.domain == "com.microsoft.nchwc" for node in optimised.graph.node)
     origins = _origins(path, model, feeds) if blocked else {}
-    graph = Graph(optimised, _observe(path, optimised, feeds), origins)
+    graph = Graph(optimised, _observe(path, optimised, feeds), origins, layout == "portable")
     layers: list[tuple[str, Operator, Precision]] = []
     uncovered: list[str] = []
     lost = total = 0

@@ -6,6 +6,8 @@ in NCHW words whatever the layout in memory, so that a layer has one key on ever
 None, never a guess.
 """
 
+import contextlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +17,21 @@ from typing import Any, Final, Literal
 import onnx
 
 from hwcost.errors import InvalidOperatorError, UnsupportedPrecisionError
-from hwcost.ops import FLOAT, INT8, ActivationName, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision
+from hwcost.ops import (
+    FLOAT,
+    INT8,
+    PLAIN,
+    ActivationName,
+    Boundary,
+    Conv,
+    Elementwise,
+    Gemm,
+    Node,
+    Operator,
+    Pool,
+    Precision,
+    TensorType,
+)
 from hwcost.space import Layer
 
 _ACTIVATIONS: Final[dict[str, ActivationName]] = {
@@ -51,11 +67,21 @@ class _Unmapped(Exception):
 @dataclass(frozen=True)
 class Graph:
     """An optimised graph with its observed tensors. `origins`: the portable graph's operators by output name, which
-    tell the true channels where blocked layouts pad them."""
+    tell the true channels where blocked layouts pad them. `portable`: the graph is not what this machine executes."""
 
     model: onnx.ModelProto
     tensors: dict[str, Tensor]
     origins: dict[str, Operator]
+    portable: bool = False
+
+    @cached_property
+    def initializers(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    @cached_property
+    def versions(self) -> dict[str, int]:
+        """Domain -> version of its operators."""
+        return {opset.domain: opset.version for opset in self.model.opset_import}
 
     @cached_property
     def constants(self) -> frozenset[str]:
@@ -99,6 +125,14 @@ class Graph:
     def origin(self, node: onnx.NodeProto) -> Operator | None:
         """What a blocked node was before it was blocked; the runtime names it after the tensor it makes."""
         return self.origins.get(node.name.removesuffix("_nchwc")) if node.domain == "com.microsoft.nchwc" else None
+
+    def int8(self, activations: str, weights: str) -> Precision:
+        """Int8 in the formats of these two tensors; where the graph is not this machine's, in the device's own."""
+        if self.portable:
+            return INT8
+        return Precision(
+            8, 8, "".join(self.tensor(name).dtype[0] + "8" for name in (activations, weights)).replace("i", "s")
+        )
 
     def precision(self, name: str) -> Precision:
         """Float or int8 by a tensor's type."""
@@ -166,11 +200,14 @@ def _window(
 def _conv(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
     attributes = _attributes(node)
     quantised = node.op_type == "QLinearConv"
-    precision = INT8 if quantised else graph.precision(node.input[0])
+    precision = graph.int8(node.input[0], node.input[3]) if quantised else graph.precision(node.input[0])
+    if not quantised and node.input[1] not in graph.initializers and not graph.portable:
+        precision = PLAIN
     activation = _activation(attributes)
+    residual = not quantised and len(node.input) > 3 and bool(node.input[3])
     origin = graph.origin(node)
     if isinstance(origin, Conv):
-        conv = replace(origin, activation=activation)
+        conv = replace(origin, activation=activation, residual=residual)
     else:
         batch, in_channels, height, width = _plane(graph.words(node.input[0]))
         _, _, out_height, out_width = _plane(graph.words(node.output[0]))
@@ -178,10 +215,8 @@ def _conv(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
         window = _window(attributes, shape[2:], (height, width), (out_height, out_width))
         groups = int(attributes.get("group", 1))
         sizes = (window.kernel, window.stride, window.pads, window.dilation)
-        conv = Conv(in_channels, shape[0], height, width, *sizes, groups, activation, batch)
+        conv = Conv(in_channels, shape[0], height, width, *sizes, groups, activation, batch, residual)
     yield conv, precision
-    if not quantised and len(node.input) > 3 and node.input[3]:  # a residual that is added inside the kernel
-        yield Elementwise("add", (conv.batch, conv.out_channels, conv.output_height, conv.output_width)), precision
 
 
 def _gemm(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
@@ -190,12 +225,13 @@ def _gemm(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
     place = {"QGemm": 3, "QLinearMatMul": 3}.get(node.op_type, 1)
     left, right, out = graph.tensor(node.input[0]), graph.tensor(node.input[place]), graph.tensor(node.output[0])
     if node.input[place] not in graph.constants or math.prod(right.shape[:-2]) != 1 or len(right.shape) < 2:
-        raise _Unmapped
+        yield from _any(graph, node)  # a product of two activations, or of many matrices
+        return
     transposed = bool(attributes.get("transB"))
     k, n = right.shape[-2:] if not transposed else right.shape[:-3:-1]
     if left.elements % k or out.elements % n:
         raise _Unmapped
-    precision = INT8 if quantised else graph.precision(node.input[0])
+    precision = graph.int8(node.input[0], node.input[place]) if quantised else graph.precision(node.input[0])
     yield Gemm(out.elements // n, k, n, _activation(attributes)), precision
 
 
@@ -223,7 +259,8 @@ def _pool(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
     _, _, out_height, out_width = _plane(graph.words(node.output[0]))
     window = _window(attributes, tuple(attributes["kernel_shape"]), (height, width), (out_height, out_width))
     if window.dilation != (1, 1):
-        raise _Unmapped
+        yield from _any(graph, node)
+        return
     yield (
         Pool(
             "max" if maximum else "average", channels, height, width, window.kernel, window.stride, window.pads, batch
@@ -233,32 +270,80 @@ def _pool(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
 
 
 def _reduce_mean(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
-    """A mean over the plane is a global average pool; any other mean is not known."""
+    """A mean over the plane is a global average pool, as far as a device that is not here is concerned."""
+    if not graph.portable:
+        yield from _any(graph, node)
+        return
     shape = graph.words(node.input[0])
     axes: tuple[int, ...] = tuple(_attributes(node).get("axes", ()))
     if len(node.input) > 1:
-        constants = {tensor.name: tensor for tensor in graph.model.graph.initializer}
-        if node.input[1] not in constants:
+        if node.input[1] not in graph.initializers:
             raise _Unmapped
-        axes = tuple(onnx.numpy_helper.to_array(constants[node.input[1]]).tolist())
+        axes = tuple(onnx.numpy_helper.to_array(graph.initializers[node.input[1]]).tolist())
     spatial = {1, 2} if node.input[0] in graph.channels_last else {2, 3}
     if len(shape) != 4 or {axis % 4 for axis in axes} != spatial:
-        raise _Unmapped
+        yield from _any(graph, node)
+        return
     yield Pool("global_average", shape[1], *shape[2:], shape[2:], batch=shape[0]), graph.precision(node.input[0])
 
 
-def _batch_norm(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
-    """A scale and a shift per channel, one multiply-accumulate an element: what the runtime itself makes of it where it
-    blocks layouts, a 1x1 depthwise convolution."""
-    batch, channels, height, width = _plane(graph.words(node.input[0]))
-    yield Conv(channels, channels, height, width, (1, 1), groups=channels, batch=batch), graph.precision(node.input[0])
-
-
 def _elementwise(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
-    """An operand that is broadcast is priced as if it had the output's size: slightly high, never nothing."""
-    if node.op_type == "Sum" and len(node.input) != 2:
+    """One tensor, or two of one shape and type; anything else, a broadcast above all, is a node of its own."""
+    function, out = _ELEMENTWISE[node.op_type], graph.tensor(node.output[0])
+    quantised = node.op_type.startswith("QLinear")
+    places = (0, 3) if quantised else (0, 1)
+    operands = node.input[0:1] if function not in ("add", "mul") else [node.input[place] for place in places]
+    if len(node.input) > len(places) and node.op_type == "Sum":
+        operands = list(node.input)
+    same = all(graph.tensor(name) == out for name in operands)
+    if not same or len(operands) > 2 or out.dtype not in _PRECISION_OF_TYPE:
+        yield from _any(graph, node)
+    else:
+        yield Elementwise(function, graph.words(node.output[0])), graph.precision(node.output[0])
+
+
+def _any(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    """A node as it stands; raises `_Unmapped` where a tensor is not a plain one, or a graph hides inside."""
+    if any(a.HasField("g") or a.graphs or a.HasField("t") for a in node.attribute):
         raise _Unmapped
-    yield Elementwise(_ELEMENTWISE[node.op_type], graph.words(node.output[0])), graph.precision(node.output[0])
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = graph.versions.get(domain, 1)
+    with contextlib.suppress(onnx.defs.SchemaError):  # of an operator of the runtime's own
+        version = onnx.defs.get_schema(node.op_type, version, domain).since_version
+    attributes = {name: _plain(value) for name, value in _attributes(node).items()}
+    made = Node(
+        node.op_type,
+        tuple(_described(graph, node.op_type, name) for name in node.input),
+        tuple(_described(graph, node.op_type, name) for name in node.output),
+        json.dumps(attributes, sort_keys=True, separators=(",", ":")),
+        domain,
+        version,
+    )
+    yield made, INT8 if any(t.dtype in ("int8", "uint8") for t in (*made.reads, *made.writes)) else FLOAT
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as JSON can hold it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, int | str) else round(float(value), 9)
+
+
+def _described(graph: Graph, op_type: str, name: str) -> str:
+    """The text of a tensor; with its values where they say what to compute: shapes, axes, scales, exponents."""
+    if not name:
+        return ""
+    tensor = graph.tensor(name)
+    if tensor.dtype not in _DESCRIBED:
+        raise _Unmapped
+    constant = graph.initializers.get(name)
+    values = ""
+    decides = tensor.dtype in ("int64", "int32") or op_type in _DECIDED_BY_VALUES
+    if constant is not None and decides and 0 < tensor.elements <= _MOST_VALUES:
+        values = ",".join(f"{value:.9g}" for value in onnx.numpy_helper.to_array(constant).reshape(-1).tolist())
+    return str(TensorType(tensor.dtype, tensor.shape, constant is not None, values))
 
 
 def _boundary(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
@@ -289,8 +374,10 @@ _ELEMENTWISE: Final[dict[str, Any]] = {
     "Add": "add", "Sub": "add", "Sum": "add", "Mul": "mul", "QLinearAdd": "add", "QLinearMul": "mul",
     "Relu": "relu", "Clip": "clip", "Sigmoid": "sigmoid", "QLinearSigmoid": "sigmoid", "HardSwish": "hardswish",
     "HardSigmoid": "hardsigmoid", "Tanh": "tanh", "LeakyRelu": "leakyrelu", "QLinearLeakyRelu": "leakyrelu",
-    "Concat": "concat", "QLinearConcat": "concat", "Softmax": "softmax", "QLinearSoftmax": "softmax",
 }  # fmt: skip
+_DESCRIBED: Final = frozenset({"float32", "float64", "float16", "int8", "uint8", "int32", "int64", "bool"})
+_MOST_VALUES: Final = 16
+_DECIDED_BY_VALUES: Final = ("Resize", "Upsample", "Pow")
 _BOUNDARY: Final[dict[str, Any]] = {
     "QuantizeLinear": "quantize",
     "DequantizeLinear": "dequantize",
@@ -298,7 +385,9 @@ _BOUNDARY: Final[dict[str, Any]] = {
     "ReorderInput": "reorder_input",
     "ReorderOutput": "reorder_output",
 }
-_FOLLOWS_LAYOUT: Final = frozenset({*_ELEMENTWISE, "QuantizeLinear", "DequantizeLinear", "Identity"})
+_FOLLOWS_LAYOUT: Final = frozenset(
+    {*_ELEMENTWISE, "QuantizeLinear", "DequantizeLinear", "Identity", "Concat", "QLinearConcat"}
+)
 _MAPPERS: Final[dict[str, Callable[[Graph, onnx.NodeProto], Iterator[Layer]]]] = {
     **dict.fromkeys(("Conv", "FusedConv", "QLinearConv", "NhwcFusedConv"), _conv),
     **dict.fromkeys(
@@ -308,7 +397,6 @@ _MAPPERS: Final[dict[str, Callable[[Graph, onnx.NodeProto], Iterator[Layer]]]] =
     **dict.fromkeys(("MaxPool", "NhwcMaxPool", "AveragePool", "QLinearAveragePool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "QLinearGlobalAveragePool"), _pool),
     "ReduceMean": _reduce_mean,
-    "BatchNormalization": _batch_norm,
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_BOUNDARY, _boundary),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"), _metadata),
@@ -317,10 +405,7 @@ _MAPPERS: Final[dict[str, Callable[[Graph, onnx.NodeProto], Iterator[Layer]]]] =
 
 def map_node(graph: Graph, node: onnx.NodeProto) -> tuple[Layer, ...] | None:
     """The operators of one node; None where it is no known operator, precision included."""
-    mapper = _MAPPERS.get(node.op_type)
-    if mapper is None:
-        return None
     try:
-        return tuple(mapper(graph, node))
+        return tuple(_MAPPERS.get(node.op_type, _any)(graph, node))
     except (_Unmapped, InvalidOperatorError, UnsupportedPrecisionError):
         return None

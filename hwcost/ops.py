@@ -7,7 +7,9 @@ turns those into bytes. `key(op)` is a stable text: equal operators have equal k
 """
 
 import math
+import re
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -19,37 +21,47 @@ ActivationName = Literal["none", "relu", "clip", "sigmoid", "hardswish", "hardsi
 
 @dataclass(frozen=True, order=True)
 class Precision:
-    """Bits of the weights and of the activations of an operator.
+    """Bits of the weights and of the activations of an operator, and the kernel where it is not the usual one.
 
-    Written `w8a8`; `w32a32` is float. For an operator without weights only the activation bits matter.
+    Written `w8a8`; `w32a32` is float. For an operator without weights only the activation bits matter. `kernel` names
+    what a runtime may use instead of a device's choice, and is written behind a colon: `w8a8:u8s8` is int8 in other
+    number formats (of activations and weights) than the device's own, `w32a32:plain` a float convolution whose weights
+    are not known beforehand, so that they cannot be laid out for the vector units.
     """
 
     weight_bits: int
     activation_bits: int
+    kernel: str = ""
 
     def __post_init__(self) -> None:
-        if (self.weight_bits, self.activation_bits) not in _LEGAL_BITS:
-            raise UnsupportedPrecisionError(
-                f"a precision is one of {', '.join(f'w{w}a{a}' for w, a in _LEGAL_BITS)}, "
-                f"got w{self.weight_bits}a{self.activation_bits}"
-            )
+        bits = (self.weight_bits, self.activation_bits)
+        if bits not in _LEGAL_BITS or self.kernel not in ("", *_KERNELS.get(bits, ())):
+            raise _no_precision(str(self))
 
     def __str__(self) -> str:
-        return f"w{self.weight_bits}a{self.activation_bits}"
+        return f"w{self.weight_bits}a{self.activation_bits}" + (f":{self.kernel}" if self.kernel else "")
 
     @classmethod
     def parse(cls, text: str) -> "Precision":
         """`Precision.parse("w4a8")`; raises `UnsupportedPrecisionError`."""
-        for weight_bits, activation_bits in _LEGAL_BITS:
-            if text == f"w{weight_bits}a{activation_bits}":
-                return cls(weight_bits, activation_bits)
-        raise UnsupportedPrecisionError(
-            f"a precision is one of {', '.join(f'w{w}a{a}' for w, a in _LEGAL_BITS)}, got {text!r}"
-        )
+        found = re.fullmatch(r"w(\d{1,2})a(\d{1,2})(?::(\w+))?", text)
+        if found is None:
+            raise _no_precision(text)
+        return cls(int(found[1]), int(found[2]), found[3] or "")
 
 
 _LEGAL_BITS = ((32, 32), (8, 8), (4, 8), (2, 8), (8, 32), (4, 32), (2, 32))
+_KERNELS = {(32, 32): ("plain",), (8, 8): ("u8u8", "u8s8", "s8s8")}
+
+
+def _no_precision(text: str) -> UnsupportedPrecisionError:
+    names = [f"w{w}a{a}" for w, a in _LEGAL_BITS]
+    names += [f"w{w}a{a}:{kernel}" for (w, a), kernels in _KERNELS.items() for kernel in kernels]
+    return UnsupportedPrecisionError(f"a precision is one of {', '.join(names)}, got {text!r}")
+
+
 FLOAT = Precision(32, 32)
+PLAIN = Precision(32, 32, "plain")
 INT8 = Precision(8, 8)
 PRECISIONS = tuple(Precision(w, a) for w, a in _LEGAL_BITS)
 
@@ -67,7 +79,8 @@ def _window_output(size: int, kernel: int, stride: int, dilation: int, pads: int
 class Conv:
     """2-D convolution, NCHW in words whatever the layout in memory; a fused activation belongs to it.
 
-    kernel, stride, dilation: (height, width); pads: (top, left, bottom, right).
+    kernel, stride, dilation: (height, width); pads: (top, left, bottom, right). `residual`: a tensor of the output's
+    shape is added before the activation, inside the kernel.
     """
 
     in_channels: int
@@ -81,6 +94,7 @@ class Conv:
     groups: int = 1
     activation: ActivationName = "none"
     batch: int = 1
+    residual: bool = False
     kind: Literal["conv"] = "conv"
 
     def __post_init__(self) -> None:
@@ -145,7 +159,8 @@ class Conv:
 
     @property
     def input_elements(self) -> int:
-        return self.batch * self.in_channels * self.height * self.width
+        own = self.batch * self.in_channels * self.height * self.width
+        return own + (self.output_elements if self.residual else 0)
 
     @property
     def output_elements(self) -> int:
@@ -247,9 +262,7 @@ class Pool(_Weightless):
         return self.batch * self.channels_in * self.output_height * self.output_width
 
 
-ElementwiseFunction = Literal[
-    "add", "mul", "relu", "clip", "sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu", "concat", "softmax"
-]
+ElementwiseFunction = Literal["add", "mul", "relu", "clip", "sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu"]
 _BINARY = ("add", "mul")
 
 
@@ -299,7 +312,107 @@ class Boundary(_Weightless):
         return math.prod(self.shape)
 
 
-Operator = Annotated[Conv | Gemm | Pool | Elementwise | Boundary, Field(discriminator="kind")]
+_TENSOR = re.compile(r"(=?)([a-z][a-z0-9]*)\[((?:\d+(?:,\d+)*)?)\](?::(.+))?")
+_BITS = {"bool": 8, "float64": 64, "int64": 64, "uint64": 64, "int32": 32, "uint32": 32, "float16": 16, "bfloat16": 16}
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Type and shape of a tensor that a node reads or writes, as one text: `float32[1,64,28,28]`.
+
+    A constant is marked `=float32[64]`; its values follow where they decide what is computed: `=int64[2]:2,3`.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    constant: bool = False
+    values: str = ""
+
+    def __str__(self) -> str:
+        values = f":{self.values}" if self.values else ""
+        return f"{'=' * self.constant}{self.dtype}[{','.join(map(str, self.shape))}]{values}"
+
+    @classmethod
+    def parse(cls, text: str) -> "TensorType":
+        """The inverse of `str`; raises `InvalidOperatorError`."""
+        found = _TENSOR.fullmatch(text)
+        if found is None:
+            raise InvalidOperatorError(f"a tensor is written like float32[1,64,28,28] or =int64[2]:2,3, got {text!r}")
+        shape = tuple(map(int, found[3].split(","))) if found[3] else ()
+        return cls(found[2], shape, bool(found[1]), found[4] or "")
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * _BITS.get(self.dtype, 8 if self.dtype.endswith("int8") else 32) // 8
+
+
+@lru_cache(maxsize=65536)
+def _tensors(texts: tuple[str, ...]) -> tuple[TensorType, ...]:
+    return tuple(TensorType.parse(text) for text in texts if text)
+
+
+@dataclass(frozen=True)
+class Node(_Weightless):
+    """Any other node of a graph, exactly as the runtime executes it.
+
+    `inputs` and `outputs` are texts of `TensorType`, empty for an optional one that is not given; `attributes` is
+    JSON with sorted keys; `version` is that of the operator's definition in `domain` (empty: ONNX's own).
+    """
+
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: str = "{}"
+    domain: str = ""
+    version: int = 1
+    kind: Literal["node"] = "node"
+
+    def __post_init__(self) -> None:
+        if not self.op_type.isidentifier() or not self.outputs or self.version < 1:
+            raise InvalidOperatorError(f"a node has a type, an output and a version of at least 1, got {self}")
+        _positive(self, *(size for tensor in (*self.reads, *self.writes) for size in tensor.shape))
+
+    @property
+    def reads(self) -> tuple[TensorType, ...]:
+        """The inputs that are given."""
+        return _tensors(self.inputs)
+
+    @property
+    def writes(self) -> tuple[TensorType, ...]:
+        """The outputs that are asked for."""
+        return _tensors(self.outputs)
+
+    @property
+    def weights(self) -> int:
+        """Elements of the constants whose values do not matter."""
+        return sum(tensor.elements for tensor in self.reads if tensor.constant and not tensor.values)
+
+    @property
+    def macs(self) -> int:
+        """Of products of matrices and transposed convolutions; other nodes count as none."""
+        if "MatMul" in self.op_type and len(self.reads) > 1:
+            return self.output_elements * self.reads[0].shape[-1]
+        if self.op_type == "ConvTranspose":
+            weights = self.reads[1]
+            return self.reads[0].elements * weights.elements // weights.shape[0]
+        if self.op_type in ("LSTM", "GRU"):  # [sequence, batch, inputs], [directions, gates, inputs], [..., hidden]
+            return self.reads[0].elements // self.reads[0].shape[-1] * sum(t.elements for t in self.reads[1:3])
+        return 0
+
+    @property
+    def input_elements(self) -> int:
+        return sum(tensor.elements for tensor in self.reads if not tensor.constant)
+
+    @property
+    def output_elements(self) -> int:
+        return sum(tensor.elements for tensor in self.writes)
+
+
+Operator = Annotated[Conv | Gemm | Pool | Elementwise | Boundary | Node, Field(discriminator="kind")]
 """Any operator; files carry it as an object with its `kind`."""
 
 
@@ -322,6 +435,8 @@ def activation_bytes(op: Operator, precision: Precision) -> int:
     """Bytes of the activations an operator writes."""
     if isinstance(op, Boundary) and op.function == "dequantize":
         return 4 * op.output_elements
+    if isinstance(op, Node):
+        return sum(tensor.bytes for tensor in op.writes)
     return op.output_elements * precision.activation_bits // 8
 
 
@@ -330,4 +445,6 @@ def bytes_moved(op: Operator, precision: Precision) -> int:
     reads = op.input_elements * precision.activation_bits // 8
     if isinstance(op, Boundary) and op.function == "quantize":
         reads = 4 * op.input_elements
+    if isinstance(op, Node):
+        reads = sum(tensor.bytes for tensor in op.reads if not tensor.constant)
     return reads + activation_bytes(op, precision) + weight_bytes(op, precision)

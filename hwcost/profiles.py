@@ -24,10 +24,10 @@ from pydantic import (
 
 from hwcost.errors import ProfileError, UnknownOperatorError, first_fault
 from hwcost.files import write_atomically
-from hwcost.ops import Operator, Precision, key
+from hwcost.ops import INT8, Operator, Precision, key
 
-# 1: first version.
-PROFILE_VERSION: Final = 1
+# 2: any node is an operator; concatenation and softmax are such nodes. 1: first version.
+PROFILE_VERSION: Final = 2
 
 Source = Literal["measured", "emulated", "estimated", "imported"]
 Int8Form = Literal["u8u8", "u8s8", "s8s8"]
@@ -73,7 +73,7 @@ class Realisation(BaseModel):
 
     model_config = _STRICT
 
-    kind: Literal["conv", "gemm", "pool", "elementwise", "boundary"]
+    kind: Literal["conv", "gemm", "pool", "elementwise", "boundary", "node"]
     precision: PrecisionField
     runs_as: PrecisionField
     native: bool
@@ -112,7 +112,7 @@ class Profile(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-profile"] = "hwcost-profile"
-    version: Literal[1] = PROFILE_VERSION
+    version: Literal[2] = PROFILE_VERSION
     device: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     created: str
     machine: Machine
@@ -140,6 +140,8 @@ class Profile(BaseModel):
 
     def realised_as(self, op: Operator, precision: Precision) -> Precision:
         """The precision whose kernel runs this operator on this device."""
+        if precision.kernel == self.int8_form:
+            precision = INT8
         entry = self._realised.get((op.kind, precision))
         return precision if entry is None else entry.runs_as
 
