@@ -73,10 +73,6 @@ def _first_stride(x: Value) -> int:
     return 1 if min(x.shape[2:]) <= 48 else 2
 
 
-def _classes(n: Net) -> int:
-    return n.pick(_CLASSES)
-
-
 def vgg(n: Net) -> Value:
     x = n.image()
     for stage in range(n.between(3, 5)):
@@ -86,8 +82,8 @@ def vgg(n: Net) -> Value:
             x = n.pool(x, "MaxPool", 2, 2)
     if n.style.gemm_head and n.chance(0.6):
         hidden = n.width(n.pick((256, 512, 1024)))
-        return n.linear(n.linear(n.linear(n.flatten(x), hidden, "relu"), hidden, "relu"), _classes(n))
-    return n.head(x, _classes(n))
+        return n.linear(n.linear(n.linear(n.flatten(x), hidden, "relu"), hidden, "relu"), n.pick(_CLASSES))
+    return n.head(x, n.pick(_CLASSES))
 
 
 def _residual(n: Net, x: Value, branch: Value, stride: int) -> Value:
@@ -104,19 +100,21 @@ def resnet_basic(n: Net) -> Value:
             stride = 2 if stage and not block else 1
             branch = n.conv(n.conv(x, n.width(64 << stage), 3, stride), n.width(64 << stage), act="")
             x = _residual(n, x, branch, stride)
-    return n.head(x, _classes(n))
+    return n.head(x, n.pick(_CLASSES))
 
 
 def _bottlenecks(n: Net, cardinality: int, base: int) -> Value:
     x = _stem(n, n.image(), n.width(64))
     step = n.width(base) if cardinality == 1 else max(2, n.width(base) // cardinality) * cardinality
-    for stage in range(n.between(3, 4)):
+    stages, dilated = n.between(3, 4), n.chance(0.2)
+    for stage in range(stages):
+        dilation = 2 if dilated and stage == stages - 1 else 1  # instead of the stride, as segmentation has it
         for block in range(n.between(1, 4)):
-            stride, inner = (2 if stage and not block else 1), step << stage
-            branch = n.conv(n.conv(x, inner, 1), inner, 3, stride, groups=cardinality)
+            stride, inner = (2 if stage and not block and dilation == 1 else 1), step << stage
+            branch = n.conv(n.conv(x, inner, 1), inner, 3, stride, groups=cardinality, dilation=dilation)
             branch = n.conv(branch, inner * (4 if cardinality == 1 else 2), 1, act="")
             x = _residual(n, x, branch, stride)
-    return n.head(x, _classes(n))
+    return n.head(x, n.pick(_CLASSES))
 
 
 def resnet_bottleneck(n: Net) -> Value:
@@ -139,7 +137,7 @@ def densenet(n: Net) -> Value:
         x = n.act(n.norm(x), "relu")
         if stage < stages - 1:
             x = n.pool(n.conv(x, x.channels // 2, 1, act="", norm=False), "AveragePool", 2, 2)
-    return n.head(x, _classes(n))
+    return n.head(x, n.pick(_CLASSES))
 
 
 def mobilenet_v1(n: Net) -> Value:
@@ -150,7 +148,7 @@ def mobilenet_v1(n: Net) -> Value:
         for block in range(n.between(1, 5) if channels == 512 else n.between(1, 2)):
             x = n.depthwise(x, 3, 2 if stage and not block else 1, act)
             x = n.conv(x, n.width(channels), 1, act=act)
-    return n.head(x, _classes(n))
+    return n.head(x, n.pick(_CLASSES))
 
 
 def _inverted(
@@ -174,7 +172,7 @@ def mobilenet_v2(n: Net) -> Value:
             x = _inverted(
                 n, x, x.channels * ratio, n.width(channels), 3, stride if not block else 1, "relu6", (0, "", "")
             )
-    return n.head(n.conv(x, n.width(1280 * n.pick((0.25, 0.5, 1.0))), 1, act="relu6"), _classes(n))
+    return n.head(n.conv(x, n.width(1280 * n.pick((0.25, 0.5, 1.0))), 1, act="relu6"), n.pick(_CLASSES))
 
 
 def mobilenet_v3(n: Net) -> Value:
@@ -187,7 +185,7 @@ def mobilenet_v3(n: Net) -> Value:
         squeeze = (n.width(hidden / 4) if se else 0, "relu", "hardsigmoid")
         x = _inverted(n, x, n.width(hidden), n.width(out), kernel, stride, act, squeeze)
     x = n.conv(x, n.width(6 * x.channels), 1, act="hardswish")
-    return n.head(x, _classes(n), hidden=n.width(n.pick((256, 1024))), act="hardswish")
+    return n.head(x, n.pick(_CLASSES), hidden=n.width(n.pick((256, 1024))), act="hardswish")
 
 
 def efficientnet(n: Net) -> Value:
@@ -206,7 +204,7 @@ def efficientnet(n: Net) -> Value:
             squeeze = (max(4, x.channels // 4), "swish", "sigmoid")
             step = stride if not block else 1
             x = _inverted(n, x, x.channels * expansion, n.width(channels), kernel, step, "swish", squeeze)
-    return n.head(n.conv(x, n.width(n.pick((320, 640, 1280))), 1, act="swish"), _classes(n))
+    return n.head(n.conv(x, n.width(n.pick((320, 640, 1280))), 1, act="swish"), n.pick(_CLASSES))
 
 
 def shufflenet_v2(n: Net) -> Value:
@@ -225,7 +223,7 @@ def shufflenet_v2(n: Net) -> Value:
                 left, y = cuts if sliced else n.split(x, half, half)
                 right = n.conv(n.depthwise(n.conv(y, half, 1), 3, 1, ""), half, 1)
             x = n.shuffle(n.concat([left, right]), 2)
-    return n.head(n.conv(x, n.width(n.pick((256, 512, 1024))), 1), _classes(n))
+    return n.head(n.conv(x, n.width(n.pick((256, 512, 1024))), 1), n.pick(_CLASSES))
 
 
 def squeezenet(n: Net) -> Value:
@@ -239,7 +237,7 @@ def squeezenet(n: Net) -> Value:
             x = n.concat([n.conv(inner, expand, 1, norm=False), n.conv(inner, expand, 3, norm=False)])
         if squeeze < 48 and min(x.shape[2:]) > 4:
             x = n.pool(x, "MaxPool", 3, 2, up=True)
-    return n.flatten(n.plane_mean(n.conv(x, _classes(n), 1, norm=False)))
+    return n.flatten(n.plane_mean(n.conv(x, n.pick(_CLASSES), 1, norm=False)))
 
 
 def _inception_block(n: Net, x: Value, width: int, wide: str) -> Value:
@@ -265,7 +263,7 @@ def inception(n: Net) -> Value:
         x = n.pool(x, "MaxPool", 3, 2, up=True)
         for _ in range(n.between(1, 4)):
             x = _inception_block(n, x, n.width(width), wide)
-    return n.head(x, _classes(n))
+    return n.head(x, n.pick(_CLASSES))
 
 
 def _ghost(n: Net, x: Value, channels: int, act: str) -> Value:
@@ -286,7 +284,7 @@ def ghostnet(n: Net) -> Value:
         if stride > 1 or x.channels != y.channels:
             x = n.conv(n.depthwise(x, kernel, stride, ""), y.channels, 1, act="")
         x = n.add(y, x)
-    return n.head(n.conv(x, n.width(960), 1), _classes(n), hidden=n.width(n.pick((256, 1280))))
+    return n.head(n.conv(x, n.width(960), 1), n.pick(_CLASSES), hidden=n.width(n.pick((256, 1280))))
 
 
 def _csp(n: Net, x: Value, channels: int, blocks: int, act: str, *, shortcut: bool) -> Value:
@@ -357,7 +355,7 @@ def convnext(n: Net) -> Value:
             y = n.linear(n.linear(y, 4 * x.channels, "gelu"), x.channels)
             y = n.mul(n.weight((x.channels,), 0.1, 0.5), y)
             x = n.add(x, n.transpose(y, 0, 3, 1, 2))
-    return n.linear(n.layer_norm(n.flatten(n.plane_mean(x))), _classes(n))
+    return n.linear(n.layer_norm(n.flatten(n.plane_mean(x))), n.pick(_CLASSES))
 
 
 def _attention(n: Net, x: Value, heads: int, *, joint: bool) -> Value:
@@ -389,7 +387,7 @@ def vit(n: Net) -> Value:
         x = n.add(x, _attention(n, n.layer_norm(x), heads, joint=joint))
         x = n.add(x, n.linear(n.linear(n.layer_norm(x), ratio * width, "gelu"), width))
     x = n.layer_norm(x)
-    return n.linear(n.take(x, 0, 1) if token else n.mean(x, (1,), (1, width)), _classes(n))
+    return n.linear(n.take(x, 0, 1) if token else n.mean(x, (1,), (1, width)), n.pick(_CLASSES))
 
 
 def crnn(n: Net) -> Value:
