@@ -163,6 +163,11 @@ def _excitation(rng: np.random.Generator) -> Operator:
     return Conv(taken, made, 1, 1, (1, 1), activation=activation)
 
 
+def _large_classifier(rng: np.random.Generator) -> Operator:
+    """Weights that no cache holds (AlexNet, VGG)."""
+    return Gemm(1, _pick(rng, (4096, 6400, 9216, 12544, 18432, 25088)), _pick(rng, (1000, 2048, 4096)))
+
+
 def _product(rng: np.random.Generator) -> Operator:
     return Gemm(_tokens(rng)[1], _width(rng, 1536), _width(rng, 1536), _pick(rng, _FOLDED[:2]))
 
@@ -185,7 +190,7 @@ def _elementwise(function: ElementwiseFunction, rng: np.random.Generator) -> Ope
 def _boundary(function: BoundaryFunction, rng: np.random.Generator) -> Operator:
     shape = _map(rng)
     if function in ("reorder_input", "reorder_output"):  # the runtime blocks channels that fill its blocks
-        return Boundary(function, (1, max(shape[1] // 8, 1) * 8, *shape[2:]))
+        return Boundary(function, (1, max(shape[1] // 16, 1) * 16, *shape[2:]))
     if function in ("quantize", "dequantize"):
         small: tuple[Shape, ...] = ((1, _pick(rng, (*_CLASSES, _width(rng)))), _tokens(rng), (1, 3, *_sides(rng)))
         return Boundary(function, _pick(rng, (shape, shape, *small)))
@@ -348,9 +353,10 @@ def _softmax(rng: np.random.Generator) -> Operator:
 
 def _norm(rng: np.random.Generator) -> Operator:
     """Layer norm of tokens or of a feature map whose channels are last, fused with the addition before it or not."""
-    shape: Shape = _tokens(rng) if rng.random() < 0.6 else _last(_map(rng))
+    fused = rng.random() < 0.3
+    shape: Shape = _tokens(rng) if fused or rng.random() < 0.4 else _last(_map(rng))
     scale = [_c(shape[-1:]), _c(shape[-1:])]
-    if rng.random() < 0.3:
+    if fused:
         skip = [_f(shape), _f(shape), *scale]
         return _microsoft("SkipLayerNormalization", skip, [_f(shape)], epsilon=1e-5)
     return _node("LayerNormalization", [_f(shape), *scale], [_f(shape)], 17, axis=-1, epsilon=1e-5)
@@ -547,6 +553,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "scaling": (14, _scaling),
     "excitation": (24, _excitation),
     "product of one row": (24, _classifier),
+    "large product of one row": (6, _large_classifier),
     "product of more rows": (36, _product),
     "to channels last": (24, _to_channels_last),
     "to channels first": (24, _to_channels_first),

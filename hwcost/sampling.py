@@ -13,12 +13,13 @@ from typing import Final
 import numpy as np
 
 from hwcost.errors import InvalidOperatorError, InvalidSpaceError
-from hwcost.ops import FLOAT, Operator, bytes_moved
+from hwcost.ops import FLOAT, Operator, bytes_moved, weight_bytes
 from hwcost.prior import FAMILIES, Draw
 from hwcost.space import SearchSpace
 
 _MOST_MACS: Final = 400_000_000
 _MOST_BYTES: Final = 24_000_000
+_MOST_WEIGHTS: Final = 40_000_000
 _MOST_DRAWS: Final = 2_000
 """Draws in vain after which a family has no more operators."""
 
@@ -73,4 +74,5 @@ def _drawn(draw: Draw, rng: np.random.Generator) -> Operator | None:
 
 
 def _affordable(op: Operator) -> bool:
-    return op.macs <= _MOST_MACS and bytes_moved(op, FLOAT) <= _MOST_BYTES
+    activations = bytes_moved(op, FLOAT) - weight_bytes(op, FLOAT)
+    return op.macs <= _MOST_MACS and activations <= _MOST_BYTES and op.weights <= _MOST_WEIGHTS
