@@ -154,6 +154,15 @@ def _activation(attributes: Mapping[str, Any]) -> ActivationName:
     return activation
 
 
+def _planes(graph: Graph, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """The planes of a kernel's first input and of its output; a kernel that says its channels are last means both."""
+    names = (node.input[0], node.output[0])
+    if attributes.get("channels_last") or node.op_type.startswith("Nhwc"):
+        shapes = [graph.tensor(name).shape for name in names]
+        return tuple(_plane((shape[0], shape[-1], *shape[1:-1])) for shape in shapes)
+    return tuple(_plane(graph.words(name)) for name in names)
+
+
 def _plane(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """(batch, channels, height, width); a line is a plane of height 1."""
     if len(shape) == 3:
@@ -209,8 +218,7 @@ def _conv(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
     if isinstance(origin, Conv):
         conv = replace(origin, activation=activation, residual=residual)
     else:
-        batch, in_channels, height, width = _plane(graph.words(node.input[0]))
-        _, _, out_height, out_width = _plane(graph.words(node.output[0]))
+        (batch, in_channels, height, width), (_, _, out_height, out_width) = _planes(graph, node, attributes)
         shape = graph.tensor(node.input[3 if quantised else 1]).shape
         window = _window(attributes, shape[2:], (height, width), (out_height, out_width))
         groups = int(attributes.get("group", 1))
@@ -250,13 +258,12 @@ def _pool(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
     if isinstance(origin, Pool):
         yield origin, precision
         return
-    batch, channels, height, width = _plane(graph.words(node.input[0]))
+    (batch, channels, height, width), (_, _, out_height, out_width) = _planes(graph, node, attributes)
     maximum = "Max" in node.op_type
     if "Global" in node.op_type:
         function: Literal["global_max", "global_average"] = "global_max" if maximum else "global_average"
         yield Pool(function, channels, height, width, (height, width), batch=batch), precision
         return
-    _, _, out_height, out_width = _plane(graph.words(node.output[0]))
     window = _window(attributes, tuple(attributes["kernel_shape"]), (height, width), (out_height, out_width))
     if window.dilation != (1, 1):
         yield from _any(graph, node)
