@@ -210,10 +210,15 @@ def check_model(
             "there, profile this machine, or ask for the prediction alone with `hwcost predict`"
         )
     prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered)
-    model = load_model(path, shapes)
+    file = load_model(path, shapes)
     warnings = quietness()
     latency_s, samples_s = time_model(
-        model.SerializeToString(), example_feeds(model, seed), threads=machine.threads, seconds=seconds, passes=passes
+        file.data(),
+        example_feeds(file, seed),
+        threads=machine.threads,
+        seconds=seconds,
+        passes=passes,
+        weights_in=file.folder,
     )
     spread = statistics.median(samples_s) / latency_s - 1
     return Check(prediction, latency_s, samples_s, max(spread, cost_model.profile.noise_floor), warnings)

@@ -1,8 +1,22 @@
-"""Writing files so that nothing is ever half-written: a temporary file beside the target, then a rename."""
+"""Files whole: written so that nothing is ever half-written, and read only where they can be read to an end."""
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """The contents of a regular file; raises `OSError` for what is none (a pipe may never end) or is larger."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    if status.st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"File of {status.st_size} bytes, at most {most_bytes} are read", str(path))
+    return path.read_bytes()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

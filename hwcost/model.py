@@ -13,18 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import numpy as np
 import onnx
 
-from hwcost.errors import ModelError
+from hwcost.limits import bounded_memory
 from hwcost.nodes import Graph, Tensor, map_node
-from hwcost.onnxfile import Feeds, example_feeds, load_model
+from hwcost.onnxfile import Feeds, ModelFile, example_feeds, load_model
 from hwcost.ops import Operator, Precision
-from hwcost.runtime import RUNTIME_ERRORS, session
+from hwcost.runtime import ANY_REFUSAL, run_once, session
+from hwcost.space import Layer
 
 Layout = Literal["executed", "portable"]
 
-_REFUSALS: Final[tuple[type[Exception], ...]] = (*RUNTIME_ERRORS, RuntimeError)
+_REFUSALS: Final[tuple[type[Exception], ...]] = (*ANY_REFUSAL, OSError)
+_LARGE_BYTES: Final = 4096
+"""Weights above this stay out of the optimised model, which could hold 2 GB of them; shapes, axes, scales stay in."""
+_MOST_S: Final = 300.0
+"""Of running a model once. A loop may never end."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +49,33 @@ class ModelLayers:
         return self.uncovered_elements / max(self.elements, 1)
 
 
-def _optimise(path: Path, model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
-    """The graph that the runtime makes of a model; raises `ModelError` where it refuses the model."""
+def _optimise(file: ModelFile, layout: Layout, folder: Path) -> ModelFile:
+    """The model that the runtime makes of one, kept in `folder`; raises `ModelError` where it refuses."""
     executed = layout == "executed"
-    # Portable int8 activations stay as they are: rewriting them to uint8 is this CPU's preference.
-    settings = {} if executed else {"session.qdqisint8allowed": "1"}
-    with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
-        target = Path(folder) / "optimised.onnx"
-        try:
-            session(
-                model.SerializeToString(), optimise="all" if executed else "extended", save_as=target, settings=settings
-            )
-        except _REFUSALS as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(f"onnxruntime refuses {path}: {reason}: repair or export the model again") from None
-        return onnx.load(target)
+    target = folder / f"{layout}.onnx"
+    settings = {
+        "session.optimized_model_external_initializers_file_name": f"{layout}.weights",
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(_LARGE_BYTES),
+        # Portable int8 activations stay as they are: rewriting them to uint8 is this CPU's preference.
+        **({} if executed else {"session.qdqisint8allowed": "1"}),
+    }
+    try:
+        session(
+            file.data(),
+            optimise="all" if executed else "extended",
+            save_as=target,
+            weights_in=file.folder,
+            settings=settings,
+        )
+        return ModelFile(target, onnx.load(target, load_external_data=False))
+    except _REFUSALS as error:
+        raise file.refused("reading", error) from None
 
 
-def _observe(path: Path, model: onnx.ModelProto, feeds: Feeds) -> dict[str, Tensor]:
-    """Shape and type of every tensor of an optimised graph, from running it once as it stands."""
+def _observe(file: ModelFile, optimised: ModelFile, feeds: Feeds) -> dict[str, Tensor]:
+    """Shape and type of every tensor of an optimised model, from running it once as it stands."""
     probe = onnx.ModelProto()
-    probe.CopyFrom(model)
+    probe.CopyFrom(optimised.proto)
     kept = {constant.name for constant in probe.graph.initializer} | feeds.keys()
     for value in [value for value in probe.graph.input if value.name not in kept]:
         probe.graph.input.remove(value)  # of a constant that the optimiser made needless
@@ -73,18 +83,21 @@ def _observe(path: Path, model: onnx.ModelProto, feeds: Feeds) -> dict[str, Tens
     names = [name for node in probe.graph.node for name in node.output if name]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
     try:
-        running = session(probe.SerializeToString(), optimise="none")
-        outputs = [value.name for value in running.get_outputs()]
-        values = dict(zip(outputs, running.run(outputs, feeds), strict=True))
-    except _REFUSALS as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"onnxruntime cannot run {path} once to see its shapes: {reason}: repair the model") from None
-    seen = {**feeds, **{name: value for name, value in values.items() if isinstance(value, np.ndarray)}}
-    tensors = {name: Tensor(value.shape, value.dtype.name) for name, value in seen.items()}
-    for constant in model.graph.initializer:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(constant.data_type).name
-        tensors[constant.name] = Tensor(tuple(constant.dims), dtype)
+        running = session(probe.SerializeToString(), optimise="none", weights_in=optimised.folder)
+        values = run_once(running, feeds, _MOST_S)
+    except ANY_REFUSAL as error:
+        raise file.refused("running once, to see its shapes,", error) from None
+    tensors = {name: Tensor(value.shape, value.dtype.name) for name, value in feeds.items()}
+    for name, value in values.items():
+        if value.is_tensor():
+            tensors[name] = Tensor(tuple(value.shape()), _type_name(value.element_type()))
+    for constant in optimised.proto.graph.initializer:
+        tensors[constant.name] = Tensor(tuple(constant.dims), _type_name(constant.data_type))
     return tensors
+
+
+def _type_name(elem_type: int) -> str:
+    return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type).name)
 
 
 def _name(node: onnx.NodeProto) -> str:
@@ -96,12 +109,20 @@ def _elements(graph: Graph, node: onnx.NodeProto) -> int:
     return sum(graph.tensors[name].elements for name in names)
 
 
-def _origins(path: Path, model: onnx.ModelProto, feeds: Feeds) -> dict[str, Operator]:
+def _origins(file: ModelFile, feeds: Feeds, folder: Path) -> dict[str, Operator]:
     """Output name -> first operator of every node that the portable graph makes."""
-    portable = _optimise(path, model, "portable")
-    graph = Graph(portable, _observe(path, portable, feeds), {}, portable=True)
-    mapped = ((node, map_node(graph, node)) for node in portable.graph.node)
+    portable = _optimise(file, "portable", folder)
+    graph = Graph(portable.proto, _observe(file, portable, feeds), {}, portable=True)
+    mapped = ((node, _operators(graph, node)) for node in portable.proto.graph.node)
     return {node.output[0]: layers[0][0] for node, layers in mapped if layers}
+
+
+def _operators(graph: Graph, node: onnx.NodeProto) -> tuple[Layer, ...] | None:
+    """`map_node`, where a node may lack what its operator has; the runtime lets some of those pass."""
+    try:
+        return map_node(graph, node)
+    except (LookupError, ValueError, ArithmeticError):
+        return None
 
 
 def read_model(
@@ -109,19 +130,22 @@ def read_model(
 ) -> ModelLayers:
     """The operators that a model executes, in order; `layout` as this module's head says.
 
-    `shapes` gives sizes for the inputs that the file leaves open. Raises `ModelError`.
+    `shapes` gives sizes for the inputs that the file leaves open. Every tensor between the nodes is held at once; what
+    does not fit into the memory that is free is a `ModelError`, as is all that is wrong with the model.
     """
-    model = load_model(path, shapes)
-    feeds = example_feeds(model, seed=0)
-    optimised = _optimise(path, model, layout)
-    blocked = any(node.domain == "com.microsoft.nchwc" for node in optimised.graph.node)
-    origins = _origins(path, model, feeds) if blocked else {}
-    graph = Graph(optimised, _observe(path, optimised, feeds), origins, layout == "portable")
+    file = load_model(path, shapes)
+    with tempfile.TemporaryDirectory(prefix="hwcost-") as name, bounded_memory():
+        folder = Path(name)
+        feeds = example_feeds(file, seed=0)
+        optimised = _optimise(file, layout, folder)
+        blocked = any(node.domain == "com.microsoft.nchwc" for node in optimised.proto.graph.node)
+        origins = _origins(file, feeds, folder) if blocked else {}
+        graph = Graph(optimised.proto, _observe(file, optimised, feeds), origins, layout == "portable")
     layers: list[tuple[str, Operator, Precision]] = []
     uncovered: list[str] = []
     lost = total = 0
-    for node in optimised.graph.node:
-        mapped, elements = map_node(graph, node), _elements(graph, node)
+    for node in optimised.proto.graph.node:
+        mapped, elements = _operators(graph, node), _elements(graph, node)
         total += elements
         if mapped is None:
             uncovered.append(f"{node.op_type} {_name(node)}")

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from hwcost.errors import MeasurementError
+from hwcost.errors import HwcostError, MeasurementError
+from hwcost.limits import after
 
 Timer = Callable[[Callable[[], object], float], float]
 """`timer(run, seconds)`: the duration in seconds of the shortest call of `run`, tried for about that long."""
@@ -36,6 +37,9 @@ RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
 )
 """What the runtime raises when it refuses a model or an input."""
 
+ANY_REFUSAL: Final[tuple[type[Exception], ...]] = (*RUNTIME_ERRORS, RuntimeError, MemoryError)
+"""Those, and what it raises where it runs out of memory or has an output that is no array of numpy's."""
+
 Optimise = Literal["all", "extended", "none"]
 """What the runtime makes of a graph: everything, blocked layouts included; fusions only; nothing."""
 
@@ -54,12 +58,14 @@ def session(
     *,
     optimise: Optimise = "all",
     save_as: Path | None = None,
+    weights_in: Path | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """A CPU session of a serialised model or a file, the same everywhere: sequential, spinning as by default, silent.
 
     The runtime logs and prints nothing: what it refuses arrives as one of `RUNTIME_ERRORS`. `save_as` keeps the
-    optimised model there; `settings` are further session configuration entries.
+    optimised model there; `weights_in` is the folder of those weights of a serialised model that lie in files of their
+    own; `settings` are further session configuration entries.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -67,6 +73,8 @@ def session(
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    if weights_in is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_in))
     for name, value in (settings or {}).items():
         options.add_session_config_entry(name, value)
     options.graph_optimization_level = _LEVELS[optimise]
@@ -74,6 +82,18 @@ def session(
         options.optimized_model_filepath = str(save_as)
     source = str(model) if isinstance(model, Path) else model
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+def run_once(
+    running: onnxruntime.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], most_s: float
+) -> dict[str, onnxruntime.OrtValue]:
+    """Every output by its name, of any type, left in the runtime's memory; one of `RUNTIME_ERRORS` after `most_s`."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    outputs = [value.name for value in running.get_outputs()]
+    given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
+    with after(most_s, partial(setattr, options, "terminate", True)):
+        return dict(zip(outputs, running.run_with_ort_values(outputs, given, options), strict=True))
 
 
 def minimum_time(run: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -96,7 +116,9 @@ def refusals(what: str) -> Iterator[None]:
     """Turn the runtime's exceptions into one line that names `what`."""
     try:
         yield
-    except RUNTIME_ERRORS as error:
+    except HwcostError:
+        raise
+    except ANY_REFUSAL as error:
         reason = " ".join(str(error).split())[:300]
         raise MeasurementError(
             f"onnxruntime must be able to run what is measured, it refused {what}: {reason}: "
@@ -111,17 +133,19 @@ def time_model(
     threads: int = 1,
     seconds: float = 1.0,
     passes: int = 3,
+    weights_in: Path | None = None,
 ) -> tuple[float, tuple[float, ...]]:
     """End-to-end seconds of one `run()` of a model: the minimum over passes, each in a fresh session, and the passes.
 
-    `seconds` is spent in all. Raises `MeasurementError` where the runtime refuses the model.
+    `seconds` is spent in all; `weights_in` as in `session`. Raises `MeasurementError` where the runtime refuses the
+    model.
     """
     if passes < 1:
         raise MeasurementError(f"a timing has at least one pass, got passes={passes}: ask for more")
     samples: list[float] = []
     with refusals(str(model) if isinstance(model, str | Path) else "the model"):
         for _ in range(passes):
-            running = session(model, threads)
+            running = session(model, threads, weights_in=weights_in)
             missing = [one.name for one in running.get_inputs() if one.name not in feeds]
             if missing:
                 raise MeasurementError(
