@@ -4,15 +4,17 @@
     python benchmarks/networks.py FOLDER --seed 1 --generated 18
 
 Every network is there twice: fp32, and int8 as `quantize_static` (QDQ) makes it in one of four usual styles. About
-two minutes and 3 GB for the default 57 networks.
+three minutes and 2 GB for the default 57 networks.
 """
 
 import argparse
 import logging
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import prod, sqrt
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that `python -m b
 
 from families import FAMILIES, family, random_network
 
-from hwcost import print_json, print_table, progress, write_atomically, writing
+from hwcost import HwcostError, print_json, print_table, progress, write_atomically, writing
 from hwcost.console import Report
 
 VERSION: Final = 1  # of what the files hold; files of another one are left alone and not used
@@ -95,9 +97,9 @@ def held_out_networks(
         ]
         for one in pair:
             if not one.path.exists():
-                data = source.make().SerializeToString() if one.bits == 32 else _quantised(pair[0].path, source)
-                _try(data)
                 with writing(one.path):
+                    data = source.make().SerializeToString() if one.bits == 32 else _quantised(pair[0].path, source)
+                    _try(data)
                     write_atomically(one.path, data)
         found += pair
     return found
@@ -116,9 +118,13 @@ def _light_sources(seed: int) -> list[_Source]:
     for number, path in enumerate(sorted(_LIGHT.glob("light_*.onnx"))):
         draws = (seed, crc32(path.stem.encode()))
         style = ("u8s8 per channel", "s8s8")[number % 2]
-        make = lambda path=path, draws=draws: with_random_weights(onnx.load(path), np.random.default_rng(draws))  # noqa: E731
+        make = partial(_light_model, path, draws)
         sources.append(_Source(path.stem, path.stem.removeprefix("light_"), draws, make, style))
     return sources
+
+
+def _light_model(path: Path, draws: tuple[int, int]) -> onnx.ModelProto:
+    return with_random_weights(onnx.load(path), np.random.default_rng(draws))
 
 
 def with_random_weights(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
@@ -183,10 +189,22 @@ def _quantised(fp32: Path, source: _Source) -> bytes:
         if model.opset_import[0].version < _QUANTISABLE_OPSET:
             onnx.save(version_converter.convert_version(model, _QUANTISABLE_OPSET), newer)
             fp32 = newer
-        quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
-        options = INT8_STYLES[source.style]
-        quantize_static(prepared, int8, images, quant_format=QuantFormat.QDQ, **options)
+        with _without_warnings():
+            quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
+            options = INT8_STYLES[source.style]
+            quantize_static(prepared, int8, images, quant_format=QuantFormat.QDQ, **options)
         return int8.read_bytes()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The quantiser logs one for every weight that it cannot quantise per channel."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _try(data: bytes) -> None:
@@ -206,15 +224,19 @@ def main() -> None:
     parser.add_argument("--no-light", action="store_true", help="leave out those of the onnx package")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     arguments = parser.parse_args()
-    logging.getLogger().setLevel(logging.ERROR)  # quantize_static logs at length
-    with progress("writing the networks") as report:
-        found = held_out_networks(
-            arguments.folder,
-            seed=arguments.seed,
-            generated=arguments.generated,
-            light=not arguments.no_light,
-            progress=report,
-        )
+    if min(arguments.seed, arguments.generated) < 0:
+        parser.error(f"--seed and --generated are at least 0, got {arguments.seed} and {arguments.generated}")
+    try:
+        with progress("writing the networks") as report:
+            found = held_out_networks(
+                arguments.folder,
+                seed=arguments.seed,
+                generated=arguments.generated,
+                light=not arguments.no_light,
+                progress=report,
+            )
+    except HwcostError as error:
+        raise SystemExit(f"networks.py: error: {error}") from None
     if arguments.json:
         print_json({"networks": [{**asdict(one), "path": str(one.path)} for one in found]})
         return

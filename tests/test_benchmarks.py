@@ -1,14 +1,20 @@
 """The benchmarks run and record what the README shows; what they measure is for `make bench`, never for a test."""
 
 import ast
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -118,3 +124,68 @@ def test_a_readme_without_a_block_is_refused(tmp_path: Path) -> None:
 def test_a_missing_result_names_the_command_that_makes_it(tmp_path: Path) -> None:
     done = run("readme", "--check", "--results", str(tmp_path))
     assert done.returncode == 1 and "run `make bench`" in done.stderr
+
+
+def held_out(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    done = run("networks", str(folder), "--no-light", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)["networks"]
+    return found
+
+
+def test_a_held_out_network_depends_on_its_seed_and_index_alone(tmp_path: Path) -> None:
+    three, two, other = held_out(tmp_path, "--generated", "3"), tmp_path / "two", tmp_path / "other"
+    assert [(one["bits"], bool(one["int8_style"])) for one in three] == [(32, False), (8, True)] * 3
+    assert len({one["family"] for one in three}) == len({one["name"] for one in three}) == 3
+    written = {one["path"]: Path(one["path"]).stat().st_mtime_ns for one in three}
+    assert held_out(tmp_path, "--generated", "2") == three[:4]
+    assert {path: Path(path).stat().st_mtime_ns for path in written} == written
+    for again, first in zip(held_out(two, "--generated", "2"), three, strict=False):
+        assert Path(again["path"]).read_bytes() == Path(first["path"]).read_bytes()
+    for seeded in held_out(other, "--generated", "1", "--seed", "1"):
+        assert Path(seeded["path"]).name not in {Path(path).name for path in written}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".onnx"]
+
+
+def test_a_held_out_network_is_valid_and_its_int8_file_computes_nearly_the_same(tmp_path: Path) -> None:
+    found = held_out(tmp_path, "--generated", "2")
+    outputs = [outputs_on_noise(onnx.load(one["path"])) for one in found]
+    for one, output in zip(found, outputs, strict=True):
+        model = onnx.load(one["path"])
+        onnx.checker.check_model(model, full_check=True)
+        kinds = {node.op_type for node in model.graph.node}
+        assert ("QuantizeLinear" in kinds) == (one["bits"] == 8)
+        assert np.isfinite(output).all() and output.std() > 0
+    for fp32, int8 in zip(outputs[::2], outputs[1::2], strict=True):
+        assert np.abs(fp32 - int8).max() > 0 and np.corrcoef(fp32.ravel(), int8.ravel())[0, 1] > 0.9
+
+
+def outputs_on_noise(model: onnx.ModelProto) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    noise = np.random.default_rng(0).standard_normal(given.shape, np.float32)
+    (output,) = session.run(None, {given.name: noise})
+    return np.asarray(output)
+
+
+def test_placeholder_weights_become_random_initializers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    networks = importlib.import_module("networks")
+    folder = Path(next(iter(importlib.import_module("onnx.backend.test").__path__))) / "data" / "light"
+    placeholder = onnx.load(folder / "light_shufflenet.onnx")
+    model = networks.with_random_weights(placeholder, np.random.default_rng(0))
+    assert len(model.graph.input) == 1
+    kinds = Counter(node.op_type for node in placeholder.graph.node)
+    assert kinds.pop("ConstantOfShape") > 200
+    assert Counter(node.op_type for node in model.graph.node) == kinds
+    weights = [onnx.numpy_helper.to_array(one) for one in model.graph.initializer if one.data_type == 1]
+    assert len(weights) > 200 and all(weight.std() > 0 for weight in weights)
+    assert np.isfinite(outputs_on_noise(model)).all()
+
+
+def test_networks_are_refused_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("taken", encoding="utf-8")
+    done = run("networks", str(tmp_path / "file"), "--no-light", "--generated", "1")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "cannot write" in done.stderr
+    assert run("networks", str(tmp_path), "--generated", "-1").returncode == 2
