@@ -45,7 +45,7 @@ _WEIGHT_SCALE: Final = 0.004
 _MATMUL_BLOCK: Final = 32
 
 _WEIGHT_ONLY: Final = (Precision(8, 32), Precision(4, 32), Precision(2, 32))
-_FUSED: Final = ("none", "relu", "clip", "sigmoid", "hardsigmoid", "tanh", "leakyrelu")
+_FUSED: Final = ("none", "relu", "clip", "sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu")
 """Activations that the runtime computes inside a float kernel."""
 _FOLDED: Final = ("none", "relu", "clip")
 """Activations that cost nothing in an int8 kernel: they are the range of its output."""
