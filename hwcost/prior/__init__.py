@@ -1,0 +1,67 @@
+"""What networks are made of: families of operators, and how an operator of each is drawn.
+
+Sizes and widths are those of published networks: plain convolutions (VGG, arXiv 1409.1556), residual bottlenecks
+(ResNet, 1512.03385; ResNeXt, 1611.05431), dense growth (DenseNet, 1608.06993), inverted residuals (MobileNetV2,
+1801.04381), channel shuffles (ShuffleNet, 1707.01083), attention (1706.03762; on images, 2010.11929), and what
+quantisation tools and the runtime's optimiser leave between them. Draws are random on purpose: no network's operators
+are copied. The widths that a draw favours are multiples of 8, as in most networks; others come up too.
+"""
+
+from functools import partial
+from typing import Final, get_args
+
+from hwcost.ops import BoundaryFunction, ElementwiseFunction, PoolFunction
+from hwcost.prior import kernels, nodes
+from hwcost.prior.draws import Draw as Draw
+
+FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
+    "dense convolution": (220, kernels.dense),
+    "depthwise convolution": (60, kernels.depthwise),
+    "grouped convolution": (50, kernels.grouped),
+    "residual convolution": (40, kernels.residual),
+    "scaling": (14, kernels.scaling),
+    "excitation": (24, kernels.excitation),
+    "product of one row": (24, kernels.classifier),
+    "large product of one row": (6, kernels.large_classifier),
+    "product of more rows": (36, kernels.product),
+    "to channels last": (24, kernels.to_channels_last),
+    "to channels first": (24, kernels.to_channels_first),
+    "other transposes": (30, kernels.shuffle),
+    "weights": (16, kernels.weights),
+    **{name: (16, partial(kernels.pool, name)) for name in get_args(PoolFunction)},
+    **{name: (12, partial(kernels.elementwise, name)) for name in get_args(ElementwiseFunction)},
+    **{name: (16, partial(kernels.boundary, name)) for name in get_args(BoundaryFunction) if name != "transpose"},
+    "concatenation": (56, nodes.concat),
+    **{f"{name} with broadcast": (20, partial(nodes.broadcast, name)) for name in ("Add", "Mul")},
+    **{f"{name} with broadcast": (12, partial(nodes.broadcast, name)) for name in ("Sub", "Div")},
+    **{f"{name} with broadcast": (16, partial(nodes.int8_broadcast, name)) for name in ("QLinearAdd", "QLinearMul")},
+    "Div": (10, partial(nodes.same_size, "Div")),
+    "Sum": (12, nodes.summation),
+    **{
+        op_type: (10, partial(nodes.unary, op_type, version, domain, settings))
+        for op_type, version, domain, settings in nodes.UNARY
+    },
+    "Pow": (10, nodes.power),
+    "PRelu": (10, nodes.prelu),
+    "softmax": (24, nodes.softmax),
+    "layer norm": (24, nodes.norm),
+    "batch norm": (14, nodes.batch_norm),
+    "instance norm": (10, nodes.instance_norm),
+    "local response norm": (12, nodes.lrn),
+    "Split": (16, nodes.split),
+    "Slice": (18, nodes.slicing),
+    "Pad": (14, nodes.pad),
+    "Resize": (16, nodes.resize),
+    "blocked upsampling": (10, nodes.blocked_upsample),
+    "reduction": (24, nodes.reduction),
+    "transposed convolution": (20, nodes.transposed_convolution),
+    "attention": (30, nodes.attention),
+    "int8 attention": (16, nodes.int8_attention),
+    "Gather": (8, nodes.gather),
+    "Expand": (8, nodes.expand),
+    "Where": (8, nodes.where),
+    "depth and space": (10, nodes.space),
+    "recurrent": (18, nodes.recurrent),
+    "dynamic quantisation": (18, nodes.dynamic),
+}
+"""The share of each family in a sample, and how it draws an operator."""

@@ -1,0 +1,326 @@
+"""Draws of all other nodes, exactly as a runtime executes them."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from hwcost.ops import Node, Operator, TensorType
+from hwcost.prior.draws import CLASSES, HEADS, Shape, channels_last, draw_map, draw_tokens, draw_width, pick
+
+
+def _f(shape: Shape) -> str:
+    return str(TensorType("float32", shape))
+
+
+def _u(shape: Shape) -> str:
+    return str(TensorType("uint8", shape))
+
+
+def _c(shape: Shape, dtype: str = "float32") -> str:
+    return str(TensorType(dtype, shape, constant=True))
+
+
+def _values(*values: float) -> str:
+    kind = "int64" if all(isinstance(value, int) for value in values) else "float32"
+    return str(TensorType(kind, (len(values),), True, ",".join(f"{value:.9g}" for value in values)))
+
+
+_SCALE: Final = (_c(()), _c((), "uint8"))
+"""The scale and the zero-point of an 8-bit tensor."""
+
+
+def _node(
+    op_type: str, inputs: Sequence[str], outputs: Sequence[str], version: int = 13, domain: str = "", **attributes: Any
+) -> Node:
+    text = json.dumps(attributes, sort_keys=True, separators=(",", ":"))
+    return Node(op_type, tuple(inputs), tuple(outputs), text, domain, version)
+
+
+def _microsoft(op_type: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Node:
+    return _node(op_type, inputs, outputs, 1, "com.microsoft", **attributes)
+
+
+def concat(rng: np.random.Generator) -> Operator:
+    _, channels, height, width = draw_map(rng)
+    if rng.random() < 0.5:  # dense growth: much, and a little more
+        parts = [channels, pick(rng, (12, 16, 24, 32, 48))]
+    else:
+        parts = [max(round(channels * rng.uniform(0.5, 1.5)), 1) for _ in range(int(rng.integers(2, 6)))]
+    kind = rng.random()
+    shapes: list[Shape] = [(1, part, height, width) for part in parts]
+    whole: Shape = (1, sum(parts), height, width)
+    if kind < 0.4:
+        return _node("Concat", [_f(shape) for shape in shapes], [_f(whole)], axis=1)
+    if kind < 0.5:
+        return _node("Concat", [_u(channels_last(shape)) for shape in shapes], [_u(channels_last(whole))], axis=3)
+    last = rng.random() < 0.7
+    shapes, whole = ([channels_last(shape) for shape in shapes], channels_last(whole)) if last else (shapes, whole)
+    inputs = [text for shape in shapes for text in (_u(shape), *_SCALE)]
+    return _microsoft("QLinearConcat", [*_SCALE, *inputs], [_u(whole)], axis=3 if last else 1)
+
+
+def broadcast(op_type: str, rng: np.random.Generator) -> Operator:
+    """Two tensors, one smaller: a value per channel, one for all, or the last axis alone."""
+    kind = rng.random()
+    shape: Shape = draw_map(rng)
+    if kind < 0.45:
+        one, other = _f(shape), _f((1, shape[1], 1, 1))
+    elif kind < 0.65:
+        one, other = _f(shape), _c((1, shape[1], 1, 1))
+    elif kind < 0.8:
+        shape = shape if rng.random() < 0.5 else draw_tokens(rng)
+        one, other = _f(shape), _c(())
+    else:
+        shape = draw_tokens(rng)
+        one, other = _f(shape), pick(rng, (_c(shape[-1:]), _f((*shape[:2], 1))))
+    operands = [other, one] if op_type in ("Add", "Mul") and rng.random() < 0.25 else [one, other]
+    return _node(op_type, operands, [_f(shape)], 14)
+
+
+def int8_broadcast(op_type: str, rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng)
+    pairs: list[tuple[Shape, Shape]] = [(shape, (1, shape[1], 1, 1)), (channels_last(shape), (1, 1, 1, shape[1]))]
+    one, other = pick(rng, pairs)
+    if rng.random() < 0.15:
+        one = draw_tokens(rng)
+        other = one[-1:]
+    second = _u(other) if rng.random() < 0.6 else _c(other, "uint8")
+    return _microsoft(op_type, [_u(one), *_SCALE, second, *_SCALE, *_SCALE], [_u(one)])
+
+
+def same_size(op_type: str, rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng) if rng.random() < 0.6 else draw_tokens(rng)
+    return _node(op_type, [_f(shape), _f(shape)], [_f(shape)], 14 if op_type in ("Sub", "Div") else 13)
+
+
+def summation(rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng)
+    return _node("Sum", [_f(shape)] * int(rng.integers(2, 4)), [_f(shape)])
+
+
+def unary(op_type: str, version: int, domain: str, settings: dict[str, Any], rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng) if rng.random() < 0.5 else (*draw_tokens(rng),)
+    return _node(op_type, [_f(shape)], [_f(shape)], version, domain, **settings)
+
+
+def power(rng: np.random.Generator) -> Operator:
+    shape = draw_tokens(rng) if rng.random() < 0.6 else draw_map(rng)
+    exponent = str(TensorType("float32", (), True, pick(rng, ("2", "2", "3", "0.5"))))
+    return _node("Pow", [_f(shape), exponent], [_f(shape)], 15)
+
+
+def prelu(rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng)
+    return _node("PRelu", [_f(shape), _c((shape[1], 1, 1))], [_f(shape)], 16)
+
+
+def softmax(rng: np.random.Generator) -> Operator:
+    kind = rng.random()
+    if kind < 0.4:
+        shape: Shape = (1, pick(rng, (*CLASSES, draw_width(rng))))
+    elif kind < 0.85:
+        tokens = draw_tokens(rng)[1]
+        shape = (1, pick(rng, HEADS), tokens, tokens)
+    else:
+        shape = (1, *draw_tokens(rng)[1:])
+    if rng.random() < 0.3:
+        settings = {"opset": 13, "axis": len(shape) - 1}
+        return _microsoft("QLinearSoftmax", [_u(shape), *_SCALE, *_SCALE], [_u(shape)], **settings)
+    return _node("Softmax", [_f(shape)], [_f(shape)], axis=len(shape) - 1)
+
+
+def norm(rng: np.random.Generator) -> Operator:
+    """Layer norm of tokens or of a feature map whose channels are last, fused with the addition before it or not."""
+    fused = rng.random() < 0.3
+    shape: Shape = draw_tokens(rng) if fused or rng.random() < 0.4 else channels_last(draw_map(rng))
+    scale = [_c(shape[-1:]), _c(shape[-1:])]
+    if fused:
+        skip = [_f(shape), _f(shape), *scale]
+        return _microsoft("SkipLayerNormalization", skip, [_f(shape)], epsilon=1e-5)
+    return _node("LayerNormalization", [_f(shape), *scale], [_f(shape)], 17, axis=-1, epsilon=1e-5)
+
+
+def batch_norm(rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng)
+    return _node("BatchNormalization", [_f(shape), *[_c(shape[1:2])] * 4], [_f(shape)], 15, epsilon=1e-5)
+
+
+def instance_norm(rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng, smallest=4)
+    return _node("InstanceNormalization", [_f(shape), *[_c(shape[1:2])] * 2], [_f(shape)], 6, epsilon=1e-5)
+
+
+def lrn(rng: np.random.Generator) -> Operator:
+    shape, size = draw_map(rng, smallest=4), pick(rng, (3, 5, 5))
+    return _node("LRN", [_f(shape)], [_f(shape)], size=size, alpha=1e-4, beta=0.75, bias=1.0)
+
+
+def _either(rng: np.random.Generator) -> Callable[[Shape], str]:
+    """The text of a float tensor, or of an 8-bit one."""
+    return _f if rng.random() < 0.65 else _u
+
+
+def split(rng: np.random.Generator) -> Operator:
+    tensor, shape, parts = _either(rng), list(draw_map(rng)), pick(rng, (2, 2, 3))
+    axis, unit = (1, shape[1]) if rng.random() < 0.8 else (2, shape[2])
+    shape[axis] = max(unit // parts, 1) * parts
+    part = [size // parts if place == axis else size for place, size in enumerate(shape)]
+    return _node(
+        "Split", [tensor(tuple(shape)), _values(*[part[axis]] * parts)], [tensor(tuple(part))] * parts, axis=axis
+    )
+
+
+def slicing(rng: np.random.Generator) -> Operator:
+    tensor, shape = _either(rng), draw_map(rng, smallest=2)
+    axis, step = pick(rng, ((1, 1), (1, 1), (2, 1), (3, 1), (2, 2), (3, 2)))
+    size = shape[axis]
+    start, end = (0, max(size // 2, 1)) if rng.random() < 0.5 else (size // 2, size)
+    start, end = (0, size) if step > 1 else (start, end)
+    out = tuple(-(-(end - start) // step) if place == axis else size for place, size in enumerate(shape))
+    inputs = [tensor(shape), _values(start), _values(end), _values(axis), _values(step)]
+    return _node("Slice", inputs, [tensor(out)])
+
+
+def pad(rng: np.random.Generator) -> Operator:
+    tensor, shape = _either(rng), draw_map(rng)
+    low, high = pick(rng, ((0, 1), (1, 1), (2, 2), (3, 3)))
+    out = (*shape[:2], shape[2] + low + high, shape[3] + low + high)
+    return _node("Pad", [tensor(shape), _values(0, 0, low, low, 0, 0, high, high)], [tensor(out)], mode="constant")
+
+
+def resize(rng: np.random.Generator) -> Operator:
+    tensor, shape = _either(rng), draw_map(rng, smallest=2)
+    out = (*shape[:2], 2 * shape[2], 2 * shape[3])
+    mode, place = pick(rng, (("nearest", "asymmetric"), ("nearest", "asymmetric"), ("linear", "half_pixel")))
+    settings: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": place, "nearest_mode": "floor"}
+    scales = str(TensorType("float32", (4,), True, "1,1,2,2"))
+    return _node("Resize", [tensor(shape), "", scales], [tensor(out)], **settings)
+
+
+def blocked_upsample(rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng, smallest=2)
+    shape = (1, -(-shape[1] // 16) * 16, *shape[2:])
+    out = (*shape[:2], 2 * shape[2], 2 * shape[3])
+    settings: dict[str, Any] = {
+        "mode": "nearest",
+        "coordinate_transformation_mode": "asymmetric",
+        "scales": [1, 1, 2, 2],
+    }
+    return _node("Upsample", [_f(shape)], [_f(out)], 1, "com.microsoft.nchwc", **settings)
+
+
+def reduction(rng: np.random.Generator) -> Operator:
+    op_type = pick(rng, ("ReduceMean", "ReduceMean", "ReduceMean", "ReduceMax", "ReduceSum"))
+    if rng.random() < 0.6:
+        shape: Shape = draw_map(rng, smallest=2)
+        axes, out = pick(rng, (((2, 3), (*shape[:2], 1, 1)), ((1,), (1, 1, *shape[2:]))))
+    else:
+        shape = draw_tokens(rng)
+        axes, out = pick(rng, (((-1,), (*shape[:2], 1)), ((1,), (1, 1, shape[2]))))
+    if op_type == "ReduceSum":
+        return _node(op_type, [_f(shape), _values(*axes)], [_f(out)], keepdims=1)
+    return _node(op_type, [_f(shape)], [_f(out)], axes=list(axes), keepdims=1)
+
+
+def transposed_convolution(rng: np.random.Generator) -> Operator:
+    _, channels, height, width = draw_map(rng, smallest=2)
+    channels, made, kernel = min(channels, 256), draw_width(rng, 256), pick(rng, (2, 2, 3, 4))
+    pads = {2: [0, 0, 0, 0], 3: [1, 1, 1, 1], 4: [1, 1, 1, 1]}[kernel]
+    grown = [2 * (size - 1) + kernel - 2 * pads[0] for size in (height, width)]
+    settings: dict[str, Any] = {
+        "kernel_shape": [kernel] * 2,
+        "strides": [2, 2],
+        "pads": pads,
+        "dilations": [1, 1],
+        "group": 1,
+    }
+    inputs = [_f((1, channels, height, width)), _c((channels, made, kernel, kernel)), _c((made,))]
+    return _node("ConvTranspose", inputs, [_f((1, made, *grown))], 11, **settings)
+
+
+def attention(rng: np.random.Generator) -> Operator:
+    """Queries times keys, or weights times values, head by head."""
+    _, tokens, width = draw_tokens(rng)
+    heads = pick(rng, HEADS)
+    size = max(width // heads, 4)
+    scores, values = (1, heads, tokens, tokens), (1, heads, tokens, size)
+    kind = rng.random()
+    if kind < 0.4:
+        return _node("MatMul", [_f(scores), _f(values)], [_f(values)])
+    if kind < 0.65:
+        return _node("MatMul", [_f(values), _f((1, heads, size, tokens))], [_f(scores)])
+    settings = {"alpha": 0.125, "transA": 0, "transB": 1, "transBatchA": 0, "transBatchB": 0}
+    return _microsoft("FusedMatMul", [_f(values), _f(values)], [_f(scores)], **settings)
+
+
+def int8_attention(rng: np.random.Generator) -> Operator:
+    _, tokens, width = draw_tokens(rng)
+    heads = pick(rng, HEADS)
+    size = max(width // heads, 4)
+    scores, values, turned = (1, heads, tokens, tokens), (1, heads, tokens, size), (1, heads, size, tokens)
+    one, other, out = pick(rng, ((scores, values, values), (values, turned, scores)))
+    return _node("QLinearMatMul", [_u(one), *_SCALE, _u(other), *_SCALE, *_SCALE], [_u(out)], 10)
+
+
+def gather(rng: np.random.Generator) -> Operator:
+    shape = draw_tokens(rng)
+    index = str(TensorType("int64", (), True, "0"))
+    return _node("Gather", [_f(shape), index], [_f((shape[0], shape[2]))], axis=1)
+
+
+def expand(rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng)
+    return _node("Expand", [_f((1, shape[1], 1, 1)), _values(*shape)], [_f(shape)])
+
+
+def where(rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng) if rng.random() < 0.5 else draw_tokens(rng)
+    return _node("Where", [str(TensorType("bool", shape)), _f(shape), pick(rng, (_f(shape), _c(())))], [_f(shape)], 16)
+
+
+def space(rng: np.random.Generator) -> Operator:
+    _, channels, height, width = draw_map(rng, smallest=2)
+    channels, height, width = max(channels // 4, 1) * 4, max(height // 2, 1) * 2, max(width // 2, 1) * 2
+    small, large = (1, channels, height // 2, width // 2), (1, channels // 4, height, width)
+    if rng.random() < 0.5:
+        return _node("SpaceToDepth", [_f(large)], [_f(small)], blocksize=2)
+    return _node("DepthToSpace", [_f(small)], [_f(large)], blocksize=2, mode="DCR")
+
+
+def recurrent(rng: np.random.Generator) -> Operator:
+    op_type, gates = pick(rng, (("LSTM", 4), ("LSTM", 4), ("GRU", 3)))
+    steps, taken, hidden = pick(rng, (1, 8, 24, 40, 80)), draw_width(rng, 512), pick(rng, (32, 48, 64, 96, 128, 256))
+    ways = pick(rng, (1, 2))
+    inputs = [_f((steps, 1, taken)), _c((ways, gates * hidden, taken)), _c((ways, gates * hidden, hidden))]
+    inputs.append(_c((ways, 2 * gates * hidden)))
+    settings: dict[str, Any] = {"hidden_size": hidden, "direction": "bidirectional" if ways == 2 else "forward"}
+    return _node(op_type, inputs, [_f((steps, ways, 1, hidden))], 14, **settings)
+
+
+def dynamic(rng: np.random.Generator) -> Operator:
+    """What dynamic quantisation leaves: the range of an activation, and a product with 8-bit weights."""
+    _, tokens, width = draw_tokens(rng)
+    tokens = pick(rng, (1, tokens))
+    shape, made = (1, tokens, width), draw_width(rng, 1024)
+    if rng.random() < 0.4:
+        scale = [str(TensorType("float32", ())), str(TensorType("uint8", ()))]
+        return _node("DynamicQuantizeLinear", [_f(shape)], [_u(shape), *scale], 11)
+    inputs = [_f(shape), _c((width, made), "int8"), _c(()), _c((), "int8"), _c((made,))]
+    return _microsoft("DynamicQuantizeMatMul", inputs, [_f((1, tokens, made))])
+
+
+UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
+    ("Erf", 13, "", {}),
+    ("Exp", 13, "", {}),
+    ("Sqrt", 13, "", {}),
+    ("Reciprocal", 13, "", {}),
+    ("Abs", 13, "", {}),
+    ("Neg", 13, "", {}),
+    ("Log", 13, "", {}),
+    ("Elu", 6, "", {"alpha": 1.0}),
+    ("Softplus", 1, "", {}),
+    ("Gelu", 1, "com.microsoft", {}),
+    ("QuickGelu", 1, "com.microsoft", {"alpha": 1.0}),
+)
