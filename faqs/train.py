@@ -7,7 +7,7 @@ straight-through samples on batches of their own while the weights stand still (
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,25 @@ def train_weights(
     return float(np.mean(losses)) if losses else math.nan
 
 
+def pareto_loss(
+    cross_entropy: Tensor,
+    logits: Tensor,
+    costs: CostLayer,
+    weights: Mapping[str, float],
+    references: Mapping[str, float],
+) -> Tensor:
+    """cross_entropy + sum_i w_i log(E[cost_i] / reference_i), E over softmax(logits).
+
+    logits: [blocks, choices], -inf where illegal. With no weights the costs are not asked for.
+    """
+    loss = cross_entropy
+    if weights:
+        expected = costs(torch.softmax(logits, dim=1).double())
+        for name, weight in weights.items():
+            loss = loss + weight * torch.log(expected[METRIC_OF[name]] / references[name]).to(loss.dtype)
+    return loss
+
+
 def train_gates(
     supernet: SuperNet,
     logits: Tensor,
@@ -123,15 +142,14 @@ def train_gates(
     settings: Hyperparameters,
     generator: torch.Generator,
 ) -> Tensor:
-    """New gate logits after some steps of the Pareto loss on straight-through samples; the network is left unchanged.
-
-    Loss: cross-entropy + sum_i w_i log(E[cost_i] / cost_i of the largest network), E over softmax(logits).
-    """
+    """New gate logits after some steps of the Pareto loss on straight-through samples, costs measured against those of
+    the largest network; the network is left unchanged."""
     steps = math.ceil(settings.gate_share * settings.local_epochs * math.ceil(len(data.labels) / settings.batch_size))
-    legal = torch.from_numpy(table.legal)
+    costs = CostLayer(table)
+    legal = costs.legal
     free = torch.where(legal, logits, torch.zeros_like(logits)).clone().requires_grad_(True)
     optimiser = torch.optim.Adam([free], lr=settings.gate_learning_rate, betas=(0.5, 0.999))
-    costs, references = CostLayer(table), reference_costs(table, list(preference.weights))
+    references = reference_costs(table, list(preference.weights))
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     supernet.train().requires_grad_(False)
     epochs = (batches(data, settings.batch_size, generator) for _ in range(steps))
@@ -139,10 +157,7 @@ def train_gates(
         masked = torch.where(legal, free, torch.full_like(free, -math.inf))
         gates = [Gates.sample(supernet.space, row, settings.gate_temperature, generator) for row in masked]
         loss = functional.cross_entropy(supernet(images, gates), labels)
-        if preference.weights:
-            expected = costs(torch.softmax(masked, dim=1).double())
-            for name, weight in preference.weights.items():
-                loss = loss + weight * torch.log(expected[METRIC_OF[name]] / references[name]).to(loss.dtype)
+        loss = pareto_loss(loss, masked, costs, preference.weights, references)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

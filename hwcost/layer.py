@@ -29,7 +29,7 @@ class CostLayer(nn.Module):
         self.register_buffer("values", torch.stack(stacked), persistent=False)
         fixed = torch.tensor([table.fixed[metric] for metric in METRICS], dtype=torch.float64)
         self.register_buffer("fixed", fixed, persistent=False)
-        self.register_buffer("legal", torch.from_numpy(table.legal), persistent=False)
+        self.register_buffer("legal", torch.from_numpy(table.legal.copy()), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CostLayer":
         exact = dict(self.named_buffers())

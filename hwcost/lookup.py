@@ -5,8 +5,10 @@ fixed part plus one entry per block, added in that order everywhere, so that the
 other reader get the same floats. An illegal choice is marked, not free.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -26,6 +28,7 @@ METRICS: Final = ("latency_s", "weight_bytes", "activation_bytes", "energy_j")
 TABLE_VERSION: Final = 1
 
 _BOUNDS = ("latency_low_s", "latency_high_s")
+_COLUMNS = (*METRICS, *_BOUNDS)
 Values = NDArray[np.float64]
 
 
@@ -70,8 +73,9 @@ class LookupTable:
             raise TableError(f"the fixed costs of a lookup table are positive, got {self.fixed | self.fixed_bounds}")
         for array in (*self.values.values(), *self.bounds.values()):
             array.flags.writeable = False
+        self.legal.flags.writeable = False
 
-    @property
+    @cached_property
     def legal(self) -> NDArray[np.bool_]:
         """bool [blocks, choices]."""
         rows = [[self.space.legal(block, choice) for choice in self.space.choices] for block in self.space.blocks]
@@ -80,7 +84,7 @@ class LookupTable:
     def indices(self, architecture: Architecture) -> tuple[int, ...]:
         """The column of each block's choice; raises `InvalidSpaceError`."""
         self.space.validate(architecture)
-        return tuple(self.space.choices.index(choice) for choice in architecture)
+        return tuple(self.space.columns[choice] for choice in architecture)
 
     def cost(self, architecture: Architecture) -> dict[str, float]:
         """Every metric of one member; raises `InvalidSpaceError`."""
@@ -168,48 +172,55 @@ def _add_up(fixed: float, values: Values, columns: tuple[int, ...]) -> float:
 
 
 def build_table(space: SearchSpace, cost_model: CostModel) -> LookupTable:
-    """Price every choice of every block, each distinct operator once; raises `UnknownOperatorError`."""
+    """Price every choice of every block, each distinct layer once; raises `UnknownOperatorError`."""
     fixed_layers = space.fixed_layers()
-    members = {
+    groups = {
         (row, column): space.block_layers(block, choice)
         for row, block in enumerate(space.blocks)
         for column, choice in enumerate(space.choices)
         if space.legal(block, choice)
     }
-    layers = tuple(dict.fromkeys((*fixed_layers, *(layer for group in members.values() for layer in group))))
-    prices = dict(zip(layers, cost_model.prices(layers), strict=True))
-    costs = {layer: _layer_cost(layer, price) for layer, price in prices.items()}
-
-    def total(group: tuple[Layer, ...], name: str) -> float:
-        return sum((costs[layer][name] for layer in group), 0.0)
-
-    tables = {name: np.zeros((len(space.blocks), len(space.choices))) for name in (*METRICS, *_BOUNDS)}
-    for position, group in members.items():
-        for name, table in tables.items():
-            table[position] = total(group, name)
+    layers = tuple(dict.fromkeys(itertools.chain(fixed_layers, *groups.values())))
+    prices = cost_model.prices(layers)
+    costs = np.array([*map(_layer_cost, layers, prices), (0.0,) * len(_COLUMNS)])  # the last row: no layer
+    row_of = {layer: row for row, layer in enumerate(layers)}
+    # [blocks, choices, layers of a block]: rows of `costs`
+    members = np.full((len(space.blocks), len(space.choices), max(map(len, groups.values()))), len(layers))
+    for position, group in groups.items():
+        members[position][: len(group)] = [row_of[layer] for layer in group]
+    entries = dict(zip(_COLUMNS, _in_order(np.moveaxis(costs[members], 2, 0)).transpose(2, 0, 1), strict=True))
+    fixed = dict(zip(_COLUMNS, _in_order(costs[[row_of[layer] for layer in fixed_layers]]).tolist(), strict=True))
     overhead_s = cost_model.profile.run_overhead_s
-    fixed = {name: total(fixed_layers, name) for name in METRICS}
     fixed["latency_s"] += overhead_s
-    widened = (1 - COMPOSITION, 1 + COMPOSITION)
+    for end, factor in zip(_BOUNDS, (1 - COMPOSITION, 1 + COMPOSITION), strict=True):
+        fixed[end] += overhead_s * factor
     return LookupTable(
         space,
         cost_model.device,
-        {name: tables[name] for name in METRICS},
-        {name: tables[name] for name in _BOUNDS},
-        fixed,
-        {end: total(fixed_layers, end) + overhead_s * factor for end, factor in zip(_BOUNDS, widened, strict=True)},
-        tuple(sorted({price.label for price in prices.values()})),
+        {name: entries[name] for name in METRICS},
+        {name: entries[name] for name in _BOUNDS},
+        {name: fixed[name] for name in METRICS},
+        {name: fixed[name] for name in _BOUNDS},
+        tuple(sorted({price.label for price in prices})),
     )
 
 
-def _layer_cost(layer: Layer, price: Price) -> dict[str, float]:
-    """Storage at the stored precision; time and energy on the kernel that runs it."""
+def _in_order(costs: Values) -> Values:
+    """The sum over the first axis, one after the other as they are executed (numpy's own sum may pair them)."""
+    total = np.zeros(costs.shape[1:])
+    for cost in costs:
+        total = total + cost
+    return total
+
+
+def _layer_cost(layer: Layer, price: Price) -> tuple[float, ...]:
+    """In the order of `_COLUMNS`. Storage at the stored precision; time and energy on the kernel that runs it."""
     op, precision = layer
-    return {
-        "latency_s": price.latency_s,
-        "weight_bytes": float(weight_bytes(op, precision)),
-        "activation_bytes": float(activation_bytes(op, precision)),
-        "energy_j": energy_j(op, price.runs_as),
-        "latency_low_s": price.low_s * (1 - COMPOSITION),
-        "latency_high_s": price.high_s * (1 + COMPOSITION),
-    }
+    return (
+        price.latency_s,
+        float(weight_bytes(op, precision)),
+        float(activation_bytes(op, precision)),
+        energy_j(op, price.runs_as),
+        price.low_s * (1 - COMPOSITION),
+        price.high_s * (1 + COMPOSITION),
+    )

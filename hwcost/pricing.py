@@ -96,24 +96,28 @@ class CostModel:
         return self.prices([(op, precision)])[0]
 
     def prices(self, layers: Sequence[Layer]) -> tuple[Price, ...]:
-        """The price of each layer, predicted in one go per family; raises `UnknownOperatorError`."""
+        """The price of each layer, each distinct kernel predicted once, a family in one go.
+
+        Raises `UnknownOperatorError`."""
         known: dict[Layer, Price] = {}
-        unknown: defaultdict[tuple[str, Precision], list[Layer]] = defaultdict(list)
+        unknown: defaultdict[tuple[str, Precision], dict[Operator, list[Layer]]] = defaultdict(dict)
         for layer in dict.fromkeys(layers):
             op, precision = layer
             runs_as = self.runs_as(op, precision)
             row = self.profile.find(op, precision) or self.profile.find(op, runs_as)
             if row is None:
-                unknown[family(op), runs_as].append(layer)
+                unknown[family(op), runs_as].setdefault(op, []).append(layer)
                 continue
             low_s, high_s = row.interval_s
             known[layer] = Price(row.latency_s, low_s, high_s, row.source, (row.source,), runs_as)
         for (name, runs_as), group in unknown.items():
-            known.update(zip(group, self._predict(name, runs_as, group), strict=True))
+            for asked, price in zip(group.values(), self._predict(name, runs_as, group), strict=True):
+                known.update(dict.fromkeys(asked, price))
         return tuple(known[layer] for layer in layers)
 
-    def _predict(self, name: str, runs_as: Precision, layers: Sequence[Layer]) -> list[Price]:
-        op, precision = layers[0]
+    def _predict(self, name: str, runs_as: Precision, asked: dict[Operator, list[Layer]]) -> list[Price]:
+        """The price of each operator of one family, whatever the precisions at which it was asked for."""
+        op, precision = next(iter(asked.values()))[0]
         what = f"{key(op)} at {precision}" + (f" (which runs as {runs_as})" if runs_as != precision else "")
         if self.fit is None:
             raise UnknownOperatorError(
@@ -124,7 +128,7 @@ class CostModel:
                 f"nothing of family {name} at {runs_as} was profiled on {self.device}, so {what} has no price: "
                 f"run `hwcost profile` with such operators, then `hwcost fit`"
             )
-        estimate = self.fit.predict(name, runs_as, feature_matrix((op, runs_as) for op, _ in layers))
+        estimate = self.fit.predict(name, runs_as, feature_matrix((op, runs_as) for op in asked))
         rows = self.fit.sources(name, runs_as)
         columns = (estimate.latency_s, estimate.low_s, estimate.high_s, estimate.extrapolated)
         return [

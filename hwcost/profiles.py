@@ -24,7 +24,7 @@ from pydantic import (
 
 from hwcost.errors import ProfileError, UnknownOperatorError, first_fault
 from hwcost.files import write_atomically
-from hwcost.ops import INT8, Operator, Precision, key
+from hwcost.ops import INT8, Operator, Precision
 
 # 2: any node is an operator; concatenation and softmax are such nodes. 1: first version.
 PROFILE_VERSION: Final = 2
@@ -102,8 +102,8 @@ class Row(BaseModel):
         return self
 
     @property
-    def row_key(self) -> tuple[str, Precision]:
-        return key(self.operator), self.precision
+    def layer(self) -> tuple[Operator, Precision]:
+        return self.operator, self.precision
 
 
 class Profile(BaseModel):
@@ -126,13 +126,13 @@ class Profile(BaseModel):
 
     @model_validator(mode="after")
     def _rows_are_distinct(self) -> "Profile":
-        if len(self._by_key) != len(self.rows):
+        if len(self._by_layer) != len(self.rows):
             raise ValueError("every (operator, precision) has one row, got a row twice")
         return self
 
     @cached_property
-    def _by_key(self) -> dict[tuple[str, Precision], Row]:
-        return {row.row_key: row for row in self.rows}
+    def _by_layer(self) -> dict[tuple[Operator, Precision], Row]:
+        return {row.layer: row for row in self.rows}
 
     @cached_property
     def _realised(self) -> dict[tuple[str, Precision], Realisation]:
@@ -147,8 +147,7 @@ class Profile(BaseModel):
 
     def find(self, op: Operator, precision: Precision) -> Row | None:
         """The row of exactly this operator, by the kernel that realises the precision; None if not profiled."""
-        own = self._by_key.get((key(op), precision))
-        return own or self._by_key.get((key(op), self.realised_as(op, precision)))
+        return self._by_layer.get((op, precision)) or self._by_layer.get((op, self.realised_as(op, precision)))
 
     def describe_realisation(self, op: Operator, precision: Precision) -> Realisation:
         """How this operator runs at this precision; raises `UnknownOperatorError` where no row says so."""
@@ -192,7 +191,7 @@ class Profile(BaseModel):
     def with_rows_of(self, older: "Profile") -> "Profile":
         """This profile, and the rows that only `older` has; raises `ProfileError` when it is of another machine."""
         older.check_same_machine(self.machine)
-        return Profile.model_validate({**dict(self), "rows": tuple({**older._by_key, **self._by_key}.values())})
+        return Profile.model_validate({**dict(self), "rows": tuple({**older._by_layer, **self._by_layer}.values())})
 
 
 def read_profile(path: Path) -> Profile:

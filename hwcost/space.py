@@ -133,13 +133,18 @@ class SearchSpace:
         numbers = itertools.product(self.kernels, self.expansions, self.weight_bits)
         return (SKIP, *(BlockChoice(*triple) for triple in numbers))
 
+    @cached_property
+    def columns(self) -> dict[BlockChoice, int]:
+        """The position of each choice in `choices`."""
+        return {choice: column for column, choice in enumerate(self.choices)}
+
     @property
     def largest(self) -> Architecture:
         """Largest kernel, expansion and bits everywhere, nothing skipped."""
         return (BlockChoice(self.kernels[-1], self.expansions[-1], self.weight_bits[-1]),) * len(self.blocks)
 
     def legal(self, block: BlockSpec, choice: BlockChoice) -> bool:
-        return choice in self.choices and (choice != SKIP or block.residual)
+        return choice in self.columns and (choice != SKIP or block.residual)
 
     def validate(self, architecture: Architecture) -> None:
         """Raises `InvalidSpaceError` with the block that is not a member of this space."""

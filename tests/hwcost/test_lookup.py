@@ -8,7 +8,7 @@ from hwcost.errors import InvalidSpaceError, TableError, UnknownOperatorError
 from hwcost.fit import fit_profile
 from hwcost.lookup import METRICS, LookupTable, build_table
 from hwcost.ops import INT8, activation_bytes, weight_bytes
-from hwcost.pricing import CostModel
+from hwcost.pricing import COMPOSITION, CostModel
 from hwcost.space import SKIP, Architecture, SearchSpace
 from hwcost.testing import plausible_profile
 
@@ -37,6 +37,21 @@ def test_a_members_cost_is_the_cost_of_the_layers_it_executes(table: LookupTable
         assert cost["weight_bytes"] == sum(weight_bytes(*layer) for layer in layers)
         assert cost["activation_bytes"] == sum(activation_bytes(*layer) for layer in layers)
         assert cost["energy_j"] == pytest.approx(sum(energy_j(op, INT8) for op, _ in layers))
+
+
+def test_every_entry_is_the_sum_of_its_layers_prices_to_the_last_bit(table: LookupTable) -> None:
+    for row, column in np.argwhere(table.legal).tolist():
+        entry = dict.fromkeys((*METRICS, "low_s", "high_s"), 0.0)
+        for op, precision in SPACE.block_layers(SPACE.blocks[row], SPACE.choices[column]):
+            price = MODEL.price(op, precision)
+            entry["latency_s"] += price.latency_s
+            entry["weight_bytes"] += weight_bytes(op, precision)
+            entry["activation_bytes"] += activation_bytes(op, precision)
+            entry["energy_j"] += energy_j(op, price.runs_as)
+            entry["low_s"] += price.low_s * (1 - COMPOSITION)
+            entry["high_s"] += price.high_s * (1 + COMPOSITION)
+        found = [array[row, column] for array in (*table.values.values(), *table.bounds.values())]
+        assert found == list(entry.values())
 
 
 def test_skipping_is_free_where_legal_and_marked_where_not(table: LookupTable) -> None:
@@ -109,5 +124,6 @@ def test_bad_tables_are_refused(table: LookupTable) -> None:
 
 
 def test_the_arrays_of_a_table_cannot_be_written(table: LookupTable) -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        table.values["latency_s"][0, 0] = 1.0
+    for array in (table.values["latency_s"], table.legal):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0, 0] = 1.0

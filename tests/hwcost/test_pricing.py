@@ -40,6 +40,12 @@ def test_four_bit_convolutions_cost_what_the_int8_kernel_costs(model: CostModel)
         assert price.runs_as == INT8
 
 
+def test_one_kernel_behind_three_bit_widths_is_priced_once(model: CostModel) -> None:
+    prices = model.prices([(UNSEEN, Precision(bits, 8)) for bits in (2, 4, 8)])
+    assert prices[0].source == "predicted"
+    assert all(price is prices[0] for price in prices)
+
+
 def test_without_weights_only_the_activation_bits_matter(model: CostModel) -> None:
     pool = Pool.global_average(32, 2, 2)
     assert model.price(pool, Precision(4, 8)) == model.price(pool, INT8)
