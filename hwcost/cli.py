@@ -6,23 +6,29 @@ Commands only translate between the reader and the library. Heavy modules are im
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hwcost.cli_profiles import devices, predictors, show
+from hwcost.cli_profiles import (
+    PROFILES,
+    compare,
+    devices,
+    duration,
+    export,
+    import_,
+    predictors,
+    show,
+    standing_measurements,
+)
 from hwcost.console import file_type, json_option, note, print_json, progress, run_cli, writing
-from hwcost.errors import FitError, ModelError, ProfileError, QuantityError
-from hwcost.units import parse_seconds
+from hwcost.errors import FitError, ModelError, ProfileError
 
 if TYPE_CHECKING:
     from hwcost.check import Prediction
     from hwcost.devices import DeviceClass
     from hwcost.ops import Operator, Precision
     from hwcost.profiles import Profile
-
-PROFILES: Final = Path("profiles")
-"""Where profiles lie unless the reader says otherwise."""
 
 Sizes = tuple[int, ...]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -56,13 +62,6 @@ def _shapes(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> di
             raise click.BadParameter(f"a shape is written name=1,3,224,224; got {text!r}")
         shapes[name] = _sizes(sizes)
     return shapes
-
-
-def _duration(_: click.Context, __: click.Parameter, text: str) -> float:
-    try:
-        return parse_seconds(text)
-    except QuantityError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 def _model_options(command: _Command) -> _Command:
@@ -110,7 +109,7 @@ def cli() -> None:
 @click.option("--out", type=file_type(dir_okay=False), help="The profile to write.  [default: profiles/<device>.json]")
 @click.option("--passes", type=click.IntRange(1, 100), default=3, show_default=True, help="Timings per operator.")
 @click.option(
-    "--budget", default="90s", show_default=True, callback=_duration, help="Time after which no further pass begins."
+    "--budget", default="90s", show_default=True, callback=duration, help="Time after which no further pass begins."
 )
 @click.option(
     "--samples",
@@ -194,7 +193,7 @@ def _measure(
     from hwcost.measure import profile_machine
     from hwcost.profiles import write_profile
 
-    older = _measured(target)
+    older = standing_measurements(target)
     if older is not None:
         older.check_same_machine(detect_machine(threads))
     journal = target.with_name(f"{target.name}.partial.jsonl")
@@ -225,17 +224,6 @@ def _measure(
     return made
 
 
-def _measured(target: Path) -> "Profile | None":
-    """The profile that stands at `target`, if one can be read and holds measurements."""
-    from hwcost.profiles import read_profile
-
-    try:
-        found = read_profile(target) if target.exists() else None
-    except ProfileError:
-        return None
-    return found if found is not None and "measured" in found.sources else None
-
-
 def _estimate(
     device: "DeviceClass",
     target: Path,
@@ -246,7 +234,7 @@ def _estimate(
     from hwcost.estimate import estimate_profile
     from hwcost.profiles import write_profile
 
-    if _measured(target) is not None:
+    if standing_measurements(target) is not None:
         raise ProfileError(
             f"an estimate never replaces measurements, and {target} holds some: write it elsewhere with --out"
         )
@@ -339,7 +327,7 @@ def predict(
 
 @cli.command()
 @_model_options
-@click.option("--time", default="2s", show_default=True, callback=_duration, help="How long to run the model.")
+@click.option("--time", default="2s", show_default=True, callback=duration, help="How long to run the model.")
 @click.option(
     "--passes", type=click.IntRange(1, 100), default=3, show_default=True, help="Sessions; the fastest run counts."
 )
@@ -392,7 +380,7 @@ def _expect_bits(prediction: "Prediction", bits: str | None) -> None:
         )
 
 
-for _command in (show, devices, predictors):
+for _command in (show, devices, predictors, compare, import_, export):
     cli.add_command(_command)
 
 

@@ -33,6 +33,14 @@ class InvalidOperatorError(HwcostError, ValueError):
     """An operator whose numbers contradict each other (an empty output, channels not divisible by groups)."""
 
 
+class FieldError(InvalidOperatorError):
+    """One field of an operator that cannot be read; `field` names it, empty where the fields contradict each other."""
+
+    def __init__(self, field: str, text: str) -> None:
+        self.field, self.text = field, text
+        super().__init__(f"{field}: {text}" if field else text)
+
+
 class InvalidSpaceError(HwcostError, ValueError):
     """A search space or an architecture that is not legal."""
 
@@ -46,7 +54,8 @@ class FitError(HwcostError, ValueError):
 
 
 class TableError(HwcostError, ValueError):
-    """A lookup table that contradicts itself, or that is asked for a metric or shape it does not have."""
+    """A lookup table that contradicts itself, or that is asked for a metric or shape it does not have; a measurement
+    table (CSV, Parquet) that cannot be read."""
 
 
 class ModelError(HwcostError, ValueError):

@@ -244,7 +244,7 @@ def _errors(predictor: str, residuals: Values, latency_s: Values) -> PredictorEr
         rmspe=float(np.sqrt((relative**2).mean())),
         within_5=float((relative <= 0.05).mean()),
         within_10=float((relative <= 0.10).mean()),
-        spearman=_spearman(predicted, latency_s),
+        spearman=spearman(predicted, latency_s),
     )
 
 
@@ -256,7 +256,8 @@ def _ranks(values: Values) -> Values:
     return ranks
 
 
-def _spearman(first: Values, second: Values) -> float | None:
+def spearman(first: Values, second: Values) -> float | None:
+    """Rank correlation of two series, ties averaged; None with fewer than 3 values, or when all are equal."""
     if len(first) < 3:
         return None
     ranks = np.stack([_ranks(first), _ranks(second)])

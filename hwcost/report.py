@@ -13,6 +13,7 @@ from hwcost.units import format_seconds
 
 if TYPE_CHECKING:
     from hwcost.check import Check, Prediction
+    from hwcost.compare import Comparison, FamilyComparison, Pair
     from hwcost.fit import Fit
 
 _ROWS: Final = 5
@@ -167,3 +168,54 @@ def show_check(checked: "Check") -> None:
     )
     for warning in checked.warnings:
         print(f"beware:    {warning}")
+
+
+def show_comparison(comparison: "Comparison") -> None:
+    """What differs of the two machines, the ratios per family, and the operators that disagree most."""
+    first, second = comparison.first.device, comparison.second.device
+    print(f"{second} against {first}: a ratio is the latency of {second} over that of {first}")
+    for name, (one, other) in comparison.differences.items():
+        print(f"  {name:<14}  {_brief(one)} | {_brief(other)}")
+    columns = ("family", "precision", "both", f"only {first}", f"only {second}", "ratio", "5 % to 95 %", "Spearman")
+    rows = [_compared(entry) for entry in (*comparison.families, comparison.overall)]
+    print_table("Operators that both have, by family:", (*columns, "within noise"), rows)
+    farthest = [_paired(pair) for pair in comparison.extremes[:_ROWS]]
+    title = f"The ratios farthest from the median of {comparison.overall.ratio:.3g}:"
+    print_table(title, ("operator", "precision", first, second, "ratio"), farthest)
+    if comparison.contradictions:
+        gains = [
+            (key(entry.operator), f"{entry.first_gain:.2f}", f"{entry.second_gain:.2f}", "yes" if entry.clear else "no")
+            for entry in comparison.contradictions[:_ROWS]
+        ]
+        print_table("Operators that int8 makes faster on one only:", ("operator", first, second, "clear"), gains)
+    clear = sum(entry.clear for entry in comparison.contradictions)
+    print(
+        f"int8 gains (float over int8) of opposite sign: {len(comparison.contradictions)} of {comparison.int8_gains}, "
+        f"{clear} of them beyond the intervals"
+    )
+    agreeing = sum(pair.intervals_overlap for pair in comparison.pairs)
+    print(
+        f"{'the same machine' if comparison.same_machine else 'two machines'}: {agreeing} of {len(comparison.pairs)} "
+        "rows agree within their intervals"
+    )
+
+
+def _brief(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _compared(entry: "FamilyComparison") -> tuple[str, ...]:
+    return (
+        entry.family,
+        entry.precision,
+        *map(str, (entry.both, entry.only_first, entry.only_second)),
+        "-" if entry.ratio is None else f"{entry.ratio:.3g}",
+        "-" if entry.ratio is None else f"{entry.ratio_5:.3g} to {entry.ratio_95:.3g}",
+        "-" if entry.spearman is None else f"{entry.spearman:.3f}",
+        _percent(entry.within_noise),
+    )
+
+
+def _paired(pair: "Pair") -> tuple[str, ...]:
+    latencies = (format_seconds(price.latency_s) for price in (pair.first, pair.second))
+    return key(pair.operator), str(pair.precision), *latencies, f"{pair.ratio:.3g}"

@@ -9,7 +9,7 @@ import pytest
 from hwcost.archive import pack, unpack
 from hwcost.errors import FitError, UnknownPredictorError
 from hwcost.features import feature_matrix
-from hwcost.fit import Fit, _folds, _spearman, fit_path, fit_profile, read_fit, write_fit
+from hwcost.fit import Fit, _folds, fit_path, fit_profile, read_fit, spearman, write_fit
 from hwcost.ops import FLOAT, INT8, Conv, Elementwise, Gemm, Operator
 from hwcost.predictors import predictor_names
 from hwcost.profiles import Profile, write_profile
@@ -96,10 +96,10 @@ def test_near_identical_operators_are_held_out_together() -> None:
 
 
 def test_spearman_ranks_with_ties() -> None:
-    assert _spearman(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 90.0])) == pytest.approx(1.0)
-    assert _spearman(np.array([1.0, 1.0, 3.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(0.8660254)
-    assert _spearman(np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0])) is None
-    assert _spearman(np.array([1.0, 2.0]), np.array([1.0, 2.0])) is None
+    assert spearman(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 90.0])) == pytest.approx(1.0)
+    assert spearman(np.array([1.0, 1.0, 3.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(0.8660254)
+    assert spearman(np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0])) is None
+    assert spearman(np.array([1.0, 2.0]), np.array([1.0, 2.0])) is None
 
 
 def test_progress_is_told_family_by_family() -> None:
