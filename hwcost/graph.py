@@ -44,6 +44,8 @@ _ACTIVATION_SCALE: Final = 0.05
 _WEIGHT_SCALE: Final = 0.004
 _MATMUL_BLOCK: Final = 32
 
+_BLOCKS: Final = (8, 16)
+"""Channels of a block in the runtime's blocked layouts; which of them a CPU has, it does not tell."""
 _WEIGHT_ONLY: Final = (Precision(8, 32), Precision(4, 32), Precision(2, 32))
 _FUSED: Final = ("none", "relu", "clip", "sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu")
 """Activations that the runtime computes inside a float kernel."""
@@ -209,6 +211,10 @@ def candidates(op: Operator, precision: Precision, form: Int8Form, rng: np.rando
             return (_pool(graph, op) if precision == FLOAT else _int8_pool(graph, op),)
         case Elementwise():
             return (_elementwise(graph, op) if precision == FLOAT else _int8_elementwise(graph, op),)
+        case Boundary(function="reorder_input"):
+            return (_reorder(graph, op, _BLOCKS[0]),)
+        case Boundary(function="reorder_output"):
+            return tuple(_reorder(_Graph(rng, form), op, block) for block in _BLOCKS)
         case Boundary():
             return (_boundary(graph, op, precision),)
         case Node():
@@ -358,8 +364,6 @@ def _boundary(graph: _Graph, op: Boundary, precision: Precision) -> Candidate:
         y = graph.node("QuantizeLinear", [graph.float_input(op.shape), *graph.activation_scale()])
     elif op.function == "dequantize":
         y = graph.node("DequantizeLinear", [graph.int8_input(op.shape), *graph.activation_scale()])
-    elif op.function in ("reorder_input", "reorder_output"):
-        return _reorder(graph, op)
     else:
         x = graph.float_input(op.shape) if precision == FLOAT else graph.int8_input(op.shape)
         if op.function == "transpose":
@@ -369,16 +373,15 @@ def _boundary(graph: _Graph, op: Boundary, precision: Precision) -> Candidate:
     return graph.candidate(y, "" if precision == FLOAT else graph.form[:2], rewritten=False)
 
 
-def _reorder(graph: _Graph, op: Boundary) -> Candidate:
-    """Between NCHW and the runtime's blocked layout, whose channels are padded to blocks of 8 or 16."""
+def _reorder(graph: _Graph, op: Boundary, block: int) -> Candidate:
+    """Between NCHW and the runtime's blocked layout, whose channels are padded to whole blocks."""
     batch, channels, *plane = op.shape
     if op.function == "reorder_input":
         y = graph.node("ReorderInput", [graph.float_input(op.shape)], domain="com.microsoft.nchwc")
-    else:
-        padded = math.ceil(channels / 16) * 16
-        x = graph.float_input((batch, padded, *plane))
-        y = graph.node("ReorderOutput", [x], domain="com.microsoft.nchwc", channels=channels)
-    return graph.candidate(y, rewritten=False)
+        return graph.candidate(y, rewritten=False)
+    x = graph.float_input((batch, math.ceil(channels / block) * block, *plane))
+    y = graph.node("ReorderOutput", [x], domain="com.microsoft.nchwc", channels=channels)
+    return graph.candidate(y, f"blocks of {block}", rewritten=False)
 
 
 def _node(graph: _Graph, op: Node) -> Candidate:

@@ -24,14 +24,20 @@ from hwcost.errors import MeasurementError
 from hwcost.graph import IR_VERSION, Array, Candidate, candidates, typed
 from hwcost.ops import Boundary, Conv, Operator, Precision, key
 from hwcost.profiles import Int8Form
-from hwcost.runtime import Timer, session
+from hwcost.runtime import RUNTIME_ERRORS, Timer, session
 
 _LAYOUT_OPS: Final = ("Transpose", "ReorderInput", "ReorderOutput")
 _RUN_S: Final = 3e-4
 """A run holds copies for at least this long."""
+_LONG_RUN_S: Final = 0.02
+_LARGE_BYTES: Final = 256 * 1024
 _MOST_COPIES: Final = 256
 _MOST_CONSTANT_BYTES: Final = 32 * 1024**2
-_PROBE_S: Final = 0.003
+_PROBE_S: Final = 0.001
+_CHOICE_S: Final = 0.003
+_TURNS: Final = 3
+_HELD_ELEMENTS: Final = 8192
+_PROBED_COPIES: Final = (1, 8)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Kernel:
     constants: dict[str, onnx.TensorProto]
     inputs: dict[str, Array]
     opsets: tuple[onnx.OperatorSetIdProto, ...]
+    output_elements: int = 0
     note: str = ""
     native: bool = True
     in_place: bool = False
@@ -87,6 +94,7 @@ def executed_kernel(op: Operator, candidate: Candidate, threads: int = 1) -> Ker
         {name: constants[name] for name in read if name in constants},
         {name: feeds[name] for name in inputs},
         tuple(executed.opset_import),
+        op.output_elements,
         candidate.note,
         candidate.native,
         in_place=isinstance(op, Boundary) and op.function == "reshape",
@@ -115,28 +123,32 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
     """A model of `count` rounds of these kernels, each with constants of its own, and what to feed it, not to be
     rewritten.
 
-    A kernel that works in place reads what the one before it wrote, which must be of its size; the others read inputs.
-    The only output is one number, so that what a run hands back costs the same for every operator.
+    Caches are as warm as in a network. There, a kernel reads what was written a moment ago and writes into memory that
+    was last used some kernels ago: so copies take turns with three sets of inputs, and an output that the first cache
+    would not hold stays alive for two more rounds, which makes the runtime use another place for the next. Weights are
+    a copy's own in content too, since the runtime keeps equal ones once. A kernel that works in place reads what the
+    one before it wrote, which must be of its size. The only output is one number, so that what a run hands back costs
+    the same for every operator.
     """
     nodes: list[onnx.NodeProto] = [helper.make_node("Identity", ["tick"], ["tock"])]
     constants: list[onnx.TensorProto] = []
     feeds: dict[str, Array] = {"tick": np.zeros(1, np.float32)}
+    flowing: dict[str, Array] = {}
     before = ""
+    held: list[list[str]] = [[] for _ in kernels]
     for round_, place in itertools.product(range(count), range(len(kernels))):
         kernel, names = kernels[place], {"": ""}
+        turn = round_ % _TURNS
         for name, array in kernel.inputs.items():
-            names[name] = f"{name}/{place}"
-            feeds.setdefault(names[name], array)
+            names[name] = f"{name}/{place}/{turn}"
+            flowing.setdefault(names[name], array)
         if kernel.in_place and before:
             names[next(iter(kernel.inputs))] = before
         for name, tensor in kernel.constants.items():
             scalar = not tensor.dims or list(tensor.dims) == [1]
             names[name] = f"{name}/{place}" if scalar else f"{name}/{place}/{round_}"
             if round_ == 0 or not scalar:
-                constant = onnx.TensorProto()
-                constant.CopyFrom(tensor)
-                constant.name = names[name]
-                constants.append(constant)
+                constants.append(_own(tensor, names[name], round_))
         for position, node in enumerate(kernel.nodes):
             names.update({name: f"{name}/{place}/{round_}" for name in node.output if name})
             copy = onnx.NodeProto()
@@ -147,17 +159,33 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
             copy.output.extend(names[name] for name in node.output)
             nodes.append(copy)
         before = nodes[-1].output[0]
+        if kernel.output_elements >= _HELD_ELEMENTS and not kernel.in_place:
+            held[place].append(before)
+            if len(held[place]) >= _TURNS:
+                nodes.append(helper.make_node("Shape", [held[place].pop(0)], [f"held/{place}/{round_}"]))
+    # Initial values that could be fed: for the runtime they are no constants, and a call need not hand them over.
+    constants += [numpy_helper.from_array(array, name) for name, array in flowing.items()]
     used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,
         "copies",
-        [typed(name, array) for name, array in feeds.items() if name in used],
+        [typed(name, array) for name, array in {**feeds, **flowing}.items() if name in used],
         [helper.make_tensor_value_info("tock", TensorProto.FLOAT, [1])],
-        constants,
+        [constant for constant in constants if constant.name in used],
     )
     opsets = {opset.domain: opset for kernel in kernels for opset in kernel.opsets}
     model = helper.make_model(graph, opset_imports=list(opsets.values()), ir_version=IR_VERSION)
-    return model.SerializeToString(), {name: array for name, array in feeds.items() if name in used}
+    return model.SerializeToString(), feeds
+
+
+def _own(tensor: onnx.TensorProto, name: str, number: int) -> onnx.TensorProto:
+    """A copy of a constant under this name; weights get other first elements, so that no two numbers' are equal."""
+    array = numpy_helper.to_array(tensor)
+    if number and array.ndim > 1 and array.size > 1:
+        array = array.copy()
+        digits = np.array([number % 100, number // 100], dtype=array.dtype)
+        array.reshape(-1)[:2] = digits / array.dtype.type(1000) if array.dtype.kind == "f" else digits
+    return numpy_helper.from_array(array, name)
 
 
 def run_time(kernels: Sequence[Kernel], count: int, threads: int, timer: Timer, seconds: float) -> float:
@@ -168,11 +196,22 @@ def run_time(kernels: Sequence[Kernel], count: int, threads: int, timer: Timer, 
 
 
 def copies_for(kernel: Kernel, overhead_s: float, threads: int, timer: Timer) -> int:
-    """How many copies make a run long enough to be timed well, within bounds of size."""
-    few = 4
-    one_s = max((run_time([kernel], few, threads, timer, _PROBE_S) - overhead_s) / few, _RUN_S / _MOST_COPIES)
-    by_size = _MOST_CONSTANT_BYTES // max(1, kernel.constant_bytes)
-    return max(1, min(math.ceil(_RUN_S / one_s), _MOST_COPIES, by_size))
+    """How many copies make a run long enough to be timed well, within bounds of size.
+
+    Of weights that are large for a layer's, as many as a large network has: in it, too, they come from memory.
+    """
+    most = max(1, min(_MOST_COPIES, _MOST_CONSTANT_BYTES // max(1, kernel.constant_bytes)))
+    count = 1
+    for few in _PROBED_COPIES:  # one copy says enough of a long kernel, and too little of a short one
+        if few > most:
+            break
+        one_s = max((run_time([kernel], few, threads, timer, _PROBE_S) - overhead_s) / few, _RUN_S / _MOST_COPIES)
+        count = math.ceil(_RUN_S / one_s)
+        if count <= _PROBED_COPIES[-1]:
+            break
+    if kernel.constant_bytes >= _LARGE_BYTES:
+        count = max(count, math.floor(_LONG_RUN_S / one_s))
+    return min(count, most)
 
 
 def _right(candidate: Candidate, threads: int) -> bool:
@@ -182,6 +221,15 @@ def _right(candidate: Candidate, threads: int) -> bool:
     (answer,) = session(candidate.model.SerializeToString(), threads).run(None, candidate.feeds)
     error = float(np.sqrt(np.mean((answer - candidate.expected) ** 2)))
     return error <= candidate.tolerance * float(np.sqrt(np.mean(candidate.expected**2)))
+
+
+def _runs(kernel: Kernel, threads: int, timer: Timer) -> bool:
+    """Whether the runtime takes a kernel as it is written."""
+    try:
+        run_time([kernel], 1, threads, timer, 0.0)
+    except RUNTIME_ERRORS:
+        return False
+    return True
 
 
 def prepare(
@@ -197,7 +245,9 @@ def prepare(
             f"a measured operator answers correctly, got wrong results or another kernel for {key(op)} at {precision}: "
             "leave it out or measure from the start with another version of onnxruntime"
         )
+    if len(found) > 1:
+        found = [kernel for kernel in found if _runs(kernel, threads, timer)] or found
     if len(found) == 1:
         return found[0]
     count = min(copies_for(kernel, 0.0, threads, timer) for kernel in found)
-    return min(found, key=lambda kernel: run_time([kernel], count, threads, timer, _PROBE_S))
+    return min(found, key=lambda kernel: run_time([kernel], count, threads, timer, _CHOICE_S))

@@ -252,11 +252,11 @@ def _gemm_bits(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
 
 
 def _pool(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    """In the size that is executed: where layouts are blocked, whole blocks of channels."""
     attributes = _attributes(node)
     precision = graph.precision(node.input[0])
-    origin = graph.origin(node)
-    if isinstance(origin, Pool):
-        yield origin, precision
+    if precision == INT8 and not (graph.portable or attributes.get("channels_last") or node.op_type.startswith("Nhwc")):
+        yield from _any(graph, node)  # another kernel than those of quantised networks, and a slow one
         return
     (batch, channels, height, width), (_, _, out_height, out_width) = _planes(graph, node, attributes)
     maximum = "Max" in node.op_type

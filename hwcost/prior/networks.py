@@ -1,0 +1,202 @@
+"""Random convolutional networks, to learn on what whole networks cost beyond the sum of their kernels.
+
+Plain, residual, inverted (with or without squeeze-and-excitation) and dense blocks behind a stem, a classifier behind
+them, at the sizes of published networks; weights and batch norms are random, and no network is a published one.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from hwcost.prior.draws import pick
+
+_OPSET: Final = 17
+_SIDES: Final = (48, 64, 96, 128, 160, 192, 224)
+_MOST_MACS: Final = 700_000_000
+_BLOCKS: Final = ("plain", "residual", "bottleneck", "inverted", "excited", "dense", "heavy")
+_ACTIVATIONS: Final = {"plain": ("relu",), "inverted": ("clip", "hardswish"), "excited": ("silu", "hardswish", "relu")}
+
+
+@dataclass
+class _Network:
+    """A network under construction: `x` is the last tensor, of `channels` and `side`."""
+
+    rng: np.random.Generator
+    side: int
+    x: str = "image"
+    channels: int = 3
+    macs: int = 0
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+
+    def constant(self, value: NDArray[Any]) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def node(self, op_type: str, *inputs: str, **attributes: Any) -> str:
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(
+            helper.make_node(op_type, list(inputs), [name], name=f"{op_type}{len(self.nodes)}", **attributes)
+        )
+        self.x = name
+        return name
+
+    def conv(self, made: int, kernel: int, stride: int = 1, groups: int = 1, activation: str = "") -> str:
+        shape = (made, self.channels // groups, kernel, kernel)
+        scale = math.sqrt(2 / math.prod(shape[1:]))
+        weights = self.constant(self.rng.normal(0, scale, shape).astype(np.float32))
+        bias = self.constant(self.rng.normal(0, 0.1, made).astype(np.float32))
+        sizes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4, "group": groups}
+        self.node("Conv", self.x, weights, bias, **sizes)
+        self.side = (self.side + 2 * (kernel // 2) - kernel) // stride + 1
+        self.channels = made
+        self.macs += math.prod(shape) * self.side**2
+        return self.activate(activation)
+
+    def activate(self, activation: str) -> str:
+        x = self.x
+        if activation == "relu":
+            self.node("Relu", x)
+        elif activation == "clip":
+            self.node("Clip", x, self.constant(np.zeros((), np.float32)), self.constant(np.full((), 6, np.float32)))
+        elif activation == "hardswish":
+            self.node("HardSwish", x)
+        elif activation == "silu":
+            self.node("Mul", x, self.node("Sigmoid", x))
+        return self.x
+
+    def batch_norm(self) -> str:
+        """One that stands before its convolution, where nothing can fold it."""
+        shape = (self.channels,)
+        values = [self.rng.uniform(0.5, 1.5, shape), self.rng.normal(0, 0.1, shape)]
+        values += [self.rng.normal(0, 0.1, shape), self.rng.uniform(0.5, 1.5, shape)]
+        return self.node("BatchNormalization", self.x, *(self.constant(v.astype(np.float32)) for v in values))
+
+    def excite(self) -> str:
+        """Squeeze-and-excitation (arXiv 1709.01507)."""
+        x, channels, side = self.x, self.channels, self.side
+        self.node("GlobalAveragePool", x)
+        self.side = 1
+        self.conv(max(channels // 4, 8), 1, activation="relu")
+        self.conv(channels, 1)
+        self.node("Sigmoid", self.x)
+        self.side = side
+        return self.node("Mul", x, self.x)
+
+    def block(self, kind: str, width: int, stride: int, kernel: int, activation: str) -> None:
+        before, taken = self.x, self.channels
+        if kind == "plain":
+            self.conv(width, kernel, stride, activation="relu")
+            return
+        if kind == "dense":
+            for _ in range(3):
+                x, channels = self.x, self.channels
+                self.batch_norm()
+                self.activate("relu")
+                self.conv(2 * max(width // 4, 8), 1, activation="relu")
+                self.conv(max(width // 4, 8), 3)
+                self.node("Concat", x, self.x, axis=1)
+                self.channels += channels
+            self.conv(width, 1, activation="relu")
+            if stride == 2:
+                self.node("AveragePool", self.x, kernel_shape=[2, 2], strides=[2, 2])
+                self.side //= 2
+            return
+        if kind in ("inverted", "excited"):
+            hidden = taken * pick(self.rng, (3, 4, 6))
+            self.conv(hidden, 1, activation=activation)
+            self.conv(hidden, kernel, stride, hidden, activation)
+            if kind == "excited":
+                self.excite()
+            self.conv(width, 1)
+            if stride == 1 and taken == width:
+                self.node("Add", before, self.x)
+            return
+        if kind == "bottleneck":
+            self.conv(max(width // 4, 8), 1, activation="relu")
+            self.conv(max(width // 4, 8), 3, stride, activation="relu")
+            self.conv(width, 1)
+        else:
+            self.conv(width, 3, stride, activation="relu")
+            self.conv(width, 3)
+        after, side = self.x, self.side
+        if stride == 2 or taken != width:
+            self.x, self.channels, self.side = before, taken, side * stride
+            before = self.conv(width, 1, stride)
+        self.side = side
+        self.node("Add", after, before)
+        self.activate("relu")
+
+    def heavy(self) -> onnx.ModelProto:
+        """Few wide layers with more weights than caches hold (as AlexNet and VGG end)."""
+        self.side = pick(self.rng, (24, 32, 48))
+        self.shape = (1, 3, self.side, self.side)
+        for width in (64, 192, 384, pick(self.rng, (384, 512))):
+            self.conv(width, 3, 2 if self.side > 12 else 1, activation="relu")
+        self.node("MaxPool", self.x, kernel_shape=[2, 2], strides=[2, 2])
+        self.side //= 2
+        self.node("Flatten", self.x)
+        self.channels *= self.side**2
+        for _ in range(2):
+            self.gemm(pick(self.rng, (1024, 2048)))
+            self.activate("relu")
+        return self.model(pooled=False)
+
+    def gemm(self, made: int) -> str:
+        scale = math.sqrt(2 / self.channels)
+        weights = self.constant(
+            (self.rng.standard_normal((made, self.channels), dtype=np.float32) * scale).astype(np.float32)
+        )
+        self.channels = made
+        return self.node("Gemm", self.x, weights, self.constant(np.zeros(made, np.float32)), transB=1)
+
+    def model(self, pooled: bool = True) -> onnx.ModelProto:
+        if pooled:
+            self.node("GlobalAveragePool", self.x)
+            self.node("Flatten", self.x)
+        classes = pick(self.rng, (10, 100, 1000))
+        self.gemm(classes)
+        return helper.make_model(
+            helper.make_graph(
+                self.nodes,
+                "network",
+                [helper.make_tensor_value_info("image", TensorProto.FLOAT, self.shape)],
+                [helper.make_tensor_value_info(self.x, TensorProto.FLOAT, [1, classes])],
+                self.constants,
+            ),
+            opset_imports=[helper.make_opsetid("", _OPSET)],
+            ir_version=9,
+        )
+
+    def __post_init__(self) -> None:
+        self.shape = (1, 3, self.side, self.side)
+
+
+def random_network(seed: int, index: int) -> onnx.ModelProto:
+    """Network `index` of a seed, float, one image in NCHW; its blocks are of the kind whose turn it is."""
+    for attempt in range(100):
+        rng = np.random.default_rng([seed, index, attempt])
+        network = _Network(rng, pick(rng, _SIDES))
+        kind = _BLOCKS[index % len(_BLOCKS)]
+        if kind == "heavy":
+            return network.heavy()
+        activation = pick(rng, _ACTIVATIONS.get(kind, ("relu",)))
+        width = pick(rng, (8, 12, 16, 24, 32, 48, 64))
+        network.conv(width, pick(rng, (3, 3, 5, 7)), 2, activation=activation)
+        if network.side > 64:
+            network.node("MaxPool", network.x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+            network.side = (network.side - 1) // 2 + 1
+        for stage in range(int(rng.integers(2, 5))):
+            width = round(width * rng.uniform(1.2, 2.2) / 8) * 8
+            for number in range(int(rng.integers(1, 4))):
+                stride = 2 if number == 0 and stage and network.side > 6 else 1
+                network.block(kind, width, stride, pick(rng, (3, 3, 5)), activation)
+        if network.macs <= _MOST_MACS:
+            return network.model()
+    raise AssertionError("a small network is drawn in a hundred attempts")
