@@ -5,6 +5,7 @@ Commands only translate between the reader and the library. Heavy modules are im
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,14 +108,33 @@ def cli() -> None:
 @cli.command()
 @click.option("--device", default="host", show_default=True, help="A name of `hwcost devices`; `host` is this machine.")
 @click.option("--out", type=file_type(dir_okay=False), help="The profile to write.  [default: profiles/<device>.json]")
-@click.option("--passes", type=click.IntRange(1, 100), default=3, show_default=True, help="Timings per operator.")
 @click.option(
-    "--budget", default="90s", show_default=True, callback=duration, help="Time after which no further pass begins."
+    "--budget",
+    default="8m",
+    show_default=True,
+    callback=duration,
+    help="Time to measure for, at least one pass over the search spaces.",
+)
+@click.option(
+    "--passes",
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    help="Timings of an operator at most; two that agree are enough.",
 )
 @click.option(
     "--samples",
     type=click.IntRange(0, 5000),
-    help="Operators of other networks, beside those of the search spaces.  [default: some of every family]",
+    help="Operators of other networks, beside those of the search spaces.  [default: what half of the budget allows, "
+    "most of the families that are hardest to predict]",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=file_type(dir_okay=False),
+    metavar="MODEL.onnx",
+    help="Measure what this model executes here, too; repeatable.",
 )
 @click.option(
     "--image",
@@ -133,9 +153,10 @@ def cli() -> None:
 def profile(
     device: str,
     out: Path | None,
-    passes: int,
     budget: float,
+    passes: int,
     samples: int | None,
+    models: tuple[Path, ...],
     images: tuple[tuple[int, int, int], ...],
     precisions: tuple[str, ...],
     threads: int,
@@ -147,6 +168,7 @@ def profile(
     \b
     Examples:
       hwcost profile                  measure this machine, and name the profile after it
+      hwcost profile --budget 20s     the same in a hurry: fewer operators of other networks
       hwcost profile --device rpi4    on a Pi 4: measure; elsewhere: an estimate that says so
 
     An interrupted measurement resumes when the same command is run again.
@@ -155,43 +177,57 @@ def profile(
     from hwcost.machine import host_device_name
     from hwcost.ops import Precision
     from hwcost.report import profile_document, show_profile
-    from hwcost.sampling import default_operators
+    from hwcost.sampling import default_operators, prior_operators
 
     wanted = tuple(map(Precision.parse, precisions)) or None
     known = None if device == HOST else load_device(device)
     name = host_device_name() if known is None else known.name
     target = out or PROFILES / f"{name}.json"
-    operators = default_operators(images, seed, samples)
     if known is None or runs_here(known):
-        made = _measure(name, target, operators, wanted, passes, budget, threads, seed)
-    elif threads == 1:
-        made = _estimate(known, target, operators, wanted)
+        from hwcost.measure import profile_machine
+        from hwcost.model import read_model
+
+        made = _measure(
+            target,
+            threads,
+            partial(
+                profile_machine,
+                default_operators(images, seed, 0),
+                device=name,
+                precisions=wanted,
+                sampled=prior_operators(seed, samples or 0),
+                exact=[(op, precision) for model in models for _, op, precision in read_model(model).layers],
+                widen=samples is None,
+                passes=passes,
+                seed=seed,
+                threads=threads,
+                budget_s=budget,
+                skip_unsupported=True,
+            ),
+        )
+    elif threads == 1 and not models:
+        made = _estimate(known, target, default_operators(images, seed, samples), wanted)
     else:
-        raise click.UsageError(f"{name} is not this machine, and an estimate is for one thread: leave out --threads")
+        raise click.UsageError(
+            f"{name} is not this machine, and an estimate is for one thread and no model: leave out --threads and "
+            "--model"
+        )
     if as_json:
         print_json(profile_document(made, target))
     else:
         show_profile(made, target)
 
 
-def _measure(
-    name: str,
-    target: Path,
-    operators: tuple["Operator", ...],
-    precisions: tuple["Precision", ...] | None,
-    passes: int,
-    budget_s: float,
-    threads: int,
-    seed: int,
-) -> "Profile":
-    """Time this machine, keeping a journal beside the profile until that is written.
+def _measure(target: Path, threads: int, measured: Callable[..., "Profile"]) -> "Profile":
+    """Time this machine, in processes of their own, keeping a journal beside the profile until that is written.
 
-    Operators that an older profile of this machine has and this one does not are kept; a measured profile of another
-    machine is never replaced (`ProfileError`, before anything is timed).
+    `measured` is `profile_machine`, all but where the timings come from. Operators that an older profile of this
+    machine has and this one does not are kept; a measured profile of another machine is never replaced (`ProfileError`,
+    before anything is timed).
     """
     from hwcost.machine import detect_machine
-    from hwcost.measure import profile_machine
     from hwcost.profiles import write_profile
+    from hwcost.worker import Worker
 
     older = standing_measurements(target)
     if older is not None:
@@ -200,19 +236,8 @@ def _measure(
     if journal.exists():
         note(f"resuming the measurement that {journal} holds")
     try:
-        with progress(f"Measuring {len(operators)} operators") as report:
-            made = profile_machine(
-                operators,
-                device=name,
-                precisions=precisions,
-                passes=passes,
-                seed=seed,
-                threads=threads,
-                budget_s=budget_s,
-                journal=journal,
-                progress=report,
-                skip_unsupported=True,
-            )
+        with progress("Measuring") as report, Worker() as worker:
+            made = measured(journal=journal, progress=report, timings=worker)
     except KeyboardInterrupt:
         note(f"what was timed so far is in {journal}: run the same command again to go on from there")
         raise

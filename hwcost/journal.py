@@ -1,5 +1,7 @@
 """The journal of a measurement under way: a JSON line per timing, so that an interrupted run goes on where it stopped.
 
+What the run decided on its way, which operators to add, has a line of its own: the other half decides the same.
+
 Its first line says under which conditions the timings were taken; timings of other conditions are refused, not mixed.
 A line that a power cut tore at the end is dropped.
 """
@@ -10,13 +12,14 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from hwcost.errors import MeasurementError
 from hwcost.profiles import Int8Form
+from hwcost.timing import Timing
 
-# 1: first version.
-JOURNAL_VERSION: Final = 1
+# 2: stages, times and batches. 1: first version.
+JOURNAL_VERSION: Final = 2
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -27,32 +30,36 @@ class Conditions(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-journal"] = "hwcost-journal"
-    version: Literal[1] = JOURNAL_VERSION
+    version: Literal[2] = JOURNAL_VERSION
     fingerprint: str
     int8_form: Int8Form
     seed: int
 
 
-class Timing(BaseModel):
-    """One pass over one point: the shortest run of `copies` kernels, in seconds; or why the runtime refused it."""
+class Batch(BaseModel):
+    """Operators that a stage adds to the sample: how many of each family."""
 
     model_config = _STRICT
 
-    point: str
-    run_s: PositiveFloat | None = None
-    copies: int = Field(default=1, ge=1)
-    realisation: str = ""
-    native: bool = True
-    refused: str = ""
+    stage: int
+    families: dict[str, int]
+
+
+_ENTRY: Final = TypeAdapter[Timing | Batch](Timing | Batch)
 
 
 class Journal:
-    """Timings so far, in order of arrival; kept in `path` too where one is given. A context manager."""
+    """Timings so far, in order of arrival; kept in `path` too where one is given. A context manager.
+
+    `spent_s`: seconds of measuring up to the last one.
+    """
 
     def __init__(self, path: Path | None, conditions: Conditions) -> None:
         """Continue the journal at `path`, or begin it; raises `MeasurementError` where it is of other conditions."""
         self._path = path
         self._timings: dict[str, list[Timing]] = {}
+        self._batches: dict[int, Batch] = {}
+        self.spent_s = 0.0
         self._stream: FileIO | None = None
         if path is None:
             return
@@ -86,7 +93,7 @@ class Journal:
         try:
             found = Conditions.model_validate_json(lines[0])
             for line in lines[1:]:
-                self._keep(Timing.model_validate_json(line))
+                self._keep(_ENTRY.validate_json(line))
         except ValidationError:
             raise MeasurementError(
                 f"{path} is not a journal of version {JOURNAL_VERSION}: delete it to measure from the start"
@@ -99,8 +106,12 @@ class Journal:
             )
         return kept
 
-    def _keep(self, timing: Timing) -> None:
-        self._timings.setdefault(timing.point, []).append(timing)
+    def _keep(self, entry: Timing | Batch) -> None:
+        if isinstance(entry, Batch):
+            self._batches[entry.stage] = entry
+        else:
+            self._timings.setdefault(entry.point, []).append(entry)
+            self.spent_s = max(self.spent_s, entry.at_s)
 
     def _write(self, entry: BaseModel) -> None:
         if self._stream is None:
@@ -116,10 +127,19 @@ class Journal:
         """The timings of one point, oldest first."""
         return self._timings.get(point, [])
 
-    def add(self, timing: Timing) -> None:
-        """Keep one more timing, on disk before this returns; raises `MeasurementError` where the disk refuses."""
-        self._keep(timing)
-        self._write(timing)
+    def batch(self, stage: int) -> Batch | None:
+        """What was added to the sample in this stage, if that was decided."""
+        return self._batches.get(stage)
+
+    @property
+    def count(self) -> int:
+        """How many timings there are."""
+        return sum(map(len, self._timings.values()))
+
+    def add(self, entry: Timing | Batch) -> None:
+        """Keep one more entry, on disk before this returns; raises `MeasurementError` where the disk refuses."""
+        self._keep(entry)
+        self._write(entry)
 
     def __enter__(self) -> Self:
         return self

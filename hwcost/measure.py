@@ -1,149 +1,85 @@
-"""Timing operators: how a profile is measured.
+"""Measuring a machine: which operators are timed when, and how a profile follows.
 
-The time of a small kernel drowns in the cost of one call, so a run holds many copies of it, and the cost of a call is
-the intercept of the line through few and many copies. In a network another kernel comes next, and caches and branch
-predictors have to change over: the kernels of a small network, in its order, say how much that costs a kernel, and
-every row holds it. Noise only ever adds time and comes in bursts that last seconds, so each operator is timed in
-several passes that lie far apart, in a new random order each, and the minimum counts; the spread of the passes goes
-into the interval. Sessions live for one pass, so each sees other memory. Weights are hot, as they are in a network that
-fits the caches.
+Noise only ever adds time and comes in bursts that last seconds, so each operator is timed in several passes that lie
+apart, in a new random order and a new process each, and the minimum counts. A row is settled, and timed no more, once
+its two shortest timings agree. The first stage times what was asked for; further ones add operators where predictors
+fail (`hwcost.adaptive`) until half of the budget is spent; then passes over what is not settled take the rest. Every
+stage times the references too, so slow spells show. Weights are hot, as they are in a network that fits the caches.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Final, get_args
+from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
-from onnx import numpy_helper
 
+from hwcost.adaptive import AdaptiveSample
+from hwcost.basis import BASIS, FEW, MANY, REFERENCES, Basis, Point
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
-from hwcost.graph import Candidate, candidates, supported_precisions
-from hwcost.journal import Conditions, Journal, Timing
-from hwcost.kernels import copies_for, prepare, run_time
-from hwcost.machine import detect_machine, quietness
-from hwcost.ops import FLOAT, INT8, Conv, Elementwise, Gemm, Operator, Precision, key
+from hwcost.graph import supported_precisions
+from hwcost.journal import Batch, Conditions, Journal
+from hwcost.ops import INT8, Operator, Precision
 from hwcost.profiles import Int8Form, Machine, Profile, Realisation, Row
-from hwcost.runtime import Timer, minimum_time, refusals, session
-from hwcost.runtime import time_model as time_model
-from hwcost.space import SearchSpace
+from hwcost.sampling import sampled_requests
+from hwcost.timing import InProcess, Request, Survey, Take, Task, Timings
 from hwcost.units import format_seconds
 
-Request = tuple[Operator, Precision]
 Progress = Callable[[int, int, str], None]
 """`progress(done, total, what)`."""
 
-_PASS_S: Final = 0.012
-_REPEATS: Final = 3
-"""Timings per pass of what every row leans on: the overhead and the noise."""
-_LEAST_NOISE: Final = 0.005
+AGREEMENT: Final = 0.015
+"""How far the two shortest timings of a settled row lie apart at most, as a share; quiet machines repeat within it."""
+DEFAULT_PASSES: Final = 5
+
+_FIRST_SHARE: Final = 0.5
+"""Share of the budget that goes to first timings, before any operator is timed again."""
+_ROUND_S: Final = 16.0
+_LEAST_ROUND_S: Final = 0.5
+_ROWS_PER_OPERATOR: Final = 2.0
+"""Of a sample, until it is known."""
+_APART_S: Final = 12.0
+"""Seconds between two timings of one row, where there is time."""
+_WAIT_SHARE: Final = 0.1
+"""Share of the time left that may be spent waiting for that."""
+_SLOW: Final = 0.05
+"""How much slower the references run in a stage that is reported."""
 _BURST_ATTEMPTS: Final = 20
 _BURST_PAUSE_S: Final = 0.5
-_OVERHEAD_ERROR: Final = 0.1
-"""Share of the overhead that may be wrong; it widens the intervals of the smallest operators."""
-
-_OVERHEAD_PROBE: Final[Request] = (Elementwise("add", (1, 24, 4, 4)), INT8)
-_NOISE_PROBES: Final[tuple[Request, ...]] = (
-    (Conv.square(32, 32, 14, 3), FLOAT),
-    (Conv.square(32, 32, 14, 1), INT8),
-    (Conv.square(48, 48, 8, 3, groups=48), INT8),
-    (Gemm(1, 256, 128), FLOAT),
-)
 
 
-def _network_like() -> tuple[Request, ...]:
-    """The int8 kernels of the largest default network for 8x8 images, in the order in which it executes them."""
-    space = SearchSpace.for_image((1, 8, 8), 10)
-    fixed = space.fixed_layers()
-    blocks = space.layers(space.largest)[len(fixed) :]
-    stem = next(place for place, (op, _) in enumerate(fixed) if isinstance(op, Conv)) + 1
-    return tuple((op, INT8) for op, _ in (*fixed[:stem], *blocks, *fixed[stem:]))
+class Sample(Protocol):
+    """Operators to be added to a measurement, a batch at a time."""
+
+    def choose(self, size: int, rows: Sequence[tuple[Request, float]]) -> dict[str, int]:
+        """How many operators of which family come next, `size` in all, given the latencies so far in seconds."""
+
+    def draw(self, families: dict[str, int]) -> tuple[Request, ...]:
+        """The next operators of these families."""
+
+    def state(self) -> str:
+        """What is known by now, in a few words."""
 
 
-_SWITCH_PROBES: Final = _network_like()
+class Clock(Protocol):
+    """Tells and spends time, in seconds."""
+
+    def now(self) -> float: ...
+
+    def sleep(self, seconds: float) -> None: ...
 
 
-def choose_int8_form(*, threads: int = 1, seed: int = 0, timer: Timer = minimum_time) -> Int8Form:
-    """The fastest number formats whose convolutions are exact on this machine; raises `MeasurementError` if none is.
+class RealClock:
+    """The operating system's."""
 
-    CPUs without 8-bit dot products may saturate u8 x s8 sums in 16 bits, so each form is compared with exact integers.
-    """
-    probes = (Conv.square(32, 32, 14, 3), Conv.square(64, 64, 14, 1), Conv.square(64, 64, 14, 3, groups=64))
-    times: dict[Int8Form, float] = {}
-    for form in get_args(Int8Form):
-        total, exact = 0.0, True
-        for op in probes:
-            (candidate,) = candidates(op, INT8, form, np.random.default_rng(seed))
-            with refusals(f"{key(op)} at {INT8}"):
-                running = session(candidate.model.SerializeToString(), threads)
-                (answer,) = running.run(None, candidate.feeds)
-            expected = integer_convolution(candidate, op)
-            exact = exact and int(np.abs(answer.astype(np.int64) - expected).max()) <= 1
-            total += timer(partial(running.run, None, candidate.feeds), 2 * _PASS_S)
-        if exact:
-            times[form] = total
-    if not times:
-        raise MeasurementError(
-            f"int8 convolutions must be exact in one of {', '.join(get_args(Int8Form))}, got none on this machine: "
-            "use another version of onnxruntime"
-        )
-    return min(times, key=lambda form: times[form])
+    def now(self) -> float:
+        return time.monotonic()
 
-
-def integer_convolution(candidate: Candidate, op: Conv) -> npt.NDArray[np.int64]:
-    """What a `QLinearConv` must answer, in exact integers up to the last rounding; (batch, channels, height, width)."""
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in candidate.model.graph.initializer}
-    (node,) = candidate.model.graph.node
-    x_scale, x_zero, weights, w_scale, w_zero, y_scale, y_zero, bias = (constants[name] for name in node.input[1:])
-    x = candidate.feeds[node.input[0]].astype(np.int64) - int(x_zero)
-    top, left, bottom, right = op.pads
-    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    extent = [dilation * (kernel - 1) + 1 for dilation, kernel in zip(op.dilation, op.kernel, strict=True)]
-    windows = np.lib.stride_tricks.sliding_window_view(x, extent, axis=(2, 3))
-    windows = windows[:, :, :: op.stride[0], :: op.stride[1], :: op.dilation[0], :: op.dilation[1]]
-    grouped = windows.reshape(op.batch, op.groups, -1, *windows.shape[2:])
-    centred = weights.astype(np.int64) - w_zero.astype(np.int64)[:, None, None, None]
-    sums = np.einsum("bgchwij,gocij->bgohw", grouped, centred.reshape(op.groups, -1, *centred.shape[1:]), optimize=True)
-    sums = sums.reshape(op.batch, op.out_channels, *sums.shape[3:]) + bias[:, None, None]
-    scaled = sums * (x_scale * w_scale / y_scale).astype(np.float32)[:, None, None]
-    limits = np.iinfo(y_zero.dtype)
-    answer: npt.NDArray[np.int64] = np.clip(np.rint(scaled) + int(y_zero), limits.min, limits.max).astype(np.int64)
-    return answer
-
-
-@dataclass(frozen=True)
-class _Point:
-    """One thing to be timed once a pass, or more often: a row, or what every row leans on.
-
-    Several requests run in turn, `copies` rounds of them.
-    """
-
-    role: str
-    requests: tuple[Request, ...]
-    copies: int = 0
-    repeats: int = 1
-
-    @property
-    def label(self) -> str:
-        return " and ".join(f"{key(op)} at {precision}" for op, precision in self.requests)
-
-    @property
-    def name(self) -> str:
-        return f"{self.role}: {self.label}" + (f", {self.copies} copies" if self.copies else "")
-
-
-_FEW = _Point("overhead", (_OVERHEAD_PROBE,), 16, _REPEATS)
-_MANY = _Point("overhead", (_OVERHEAD_PROBE,), 160, _REPEATS)
-_ALONE = {probe: _Point("alone", (probe,), 120) for probe in _SWITCH_PROBES}
-_FEW_TURNS = _Point("in turn", _SWITCH_PROBES, 3, _REPEATS)
-_MANY_TURNS = _Point("in turn", _SWITCH_PROBES, 12, _REPEATS)
-_REFERENCES = tuple(_Point("reference", (probe,), 0, _REPEATS) for probe in _NOISE_PROBES)
-_BASIS = (_FEW, _MANY, *_ALONE.values(), _FEW_TURNS, _MANY_TURNS, *_REFERENCES)
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 @dataclass(frozen=True)
@@ -158,173 +94,245 @@ class Measurements:
     notes: tuple[str, ...]
 
 
+def settled(samples_s: Sequence[float]) -> bool:
+    """Whether a row needs no further timing: the two shortest agree."""
+    shortest = sorted(samples_s)[:2]
+    return len(shortest) == 2 and shortest[1] <= shortest[0] * (1 + AGREEMENT)
+
+
 def measure_operators(
     requests: Sequence[Request],
     *,
     int8_form: Int8Form,
     machine: Machine,
-    passes: int = 3,
+    sample: Sample | None = None,
+    passes: int = DEFAULT_PASSES,
     seed: int = 0,
     budget_s: float | None = None,
     journal: Path | None = None,
     progress: Progress | None = None,
     skip_unsupported: bool = False,
-    timer: Timer = minimum_time,
-    clock: Callable[[], float] = time.monotonic,
+    take: Take | None = None,
+    clock: Clock | None = None,
 ) -> Measurements:
-    """Time every requested (operator, precision) on this machine, with `machine.threads` threads.
+    """Time every requested (operator, precision), with `machine.threads` threads, and then more of `sample`.
 
-    `budget_s` ends the run early, but never before every operator had one pass. `journal` is a file to resume from; it
-    is left there for the caller to delete once the result is safe. Raises `MeasurementError` naming the operator that
-    the runtime refuses (listed in `skipped` instead with `skip_unsupported`), `UnsupportedPrecisionError` for a
-    precision that has no kernel.
+    A row is timed until it is settled or had `passes` timings. `budget_s` ends the run earlier, but never before every
+    request had one; without it nothing is sampled. `take` does the timings, in this process by default. `journal` is a
+    file to resume from; it is left there for the caller to delete once the result is safe. Raises `MeasurementError`
+    naming the operator that the runtime refuses (listed in `skipped` instead with `skip_unsupported`).
     """
     if passes < 1 or not requests:
         raise MeasurementError(
             f"a measurement has at least one pass and one operator, got passes={passes} and {len(requests)} operators: "
             "ask for more"
         )
-    rows = [_Point("row", (request,)) for request in dict.fromkeys(requests)]
-    points = [*_BASIS, *rows]
     conditions = Conditions(fingerprint=machine.fingerprint, int8_form=int8_form, seed=seed)
-    total, done, start = passes * len(points), 0, clock()
     with Journal(journal, conditions) as book:
-        run = _Run(book, int8_form, seed, machine.threads, skip_unsupported, timer)
-        for number in range(passes):
-            order = [int(index) for index in np.random.default_rng([seed, number]).permutation(len(points))]
-            if number == 0:
-                # The first passes of the overhead decide how many copies of everything else are made.
-                order.sort(key=lambda index: points[index] not in (_FEW, _MANY))
-            for point in (points[index] for index in order):
-                done += 1
-                if number and budget_s is not None and clock() - start > budget_s:
-                    continue
-                if progress is not None:
-                    progress(done, total, f"pass {number + 1} of {passes}: {point.requests[0][0].kind}")
-                begun = len(book.of(point.name))
-                while len(book.of(point.name)) < (number + 1) * point.repeats and not run.refused(point):
-                    run.time(point)
-                if number == 0 and point in (_FEW, _MANY) and len(book.of(point.name)) > begun:
-                    run.settle()
-        finished = min(len(book.of(point.name)) // point.repeats for point in points if not run.refused(point))
-        notes = (
-            (f"stopped in pass {finished + 1} of {passes}: the budget of {format_seconds(budget_s or 0)} was used up",)
-            if finished < passes
-            else ()
+        run = _Run(
+            book,
+            int8_form,
+            seed,
+            machine.threads,
+            passes,
+            budget_s,
+            skip_unsupported,
+            take or InProcess().take,
+            clock or RealClock(),
         )
-        return run.summary(rows, notes)
+        if progress is not None:
+            run.progress = progress
+        run.first(requests)
+        if sample is not None and budget_s is not None:
+            run.widen(sample, budget_s)
+        run.repeat()
+        return run.summary()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """A measurement under way: its journal, and the conditions that every timing shares."""
+    """A measurement under way: its journal, the conditions that every timing shares, and its rows so far.
+
+    A stage is a time in which every point is timed once at most; its number tells processes and timings apart.
+    """
 
     book: Journal
     form: Int8Form
     seed: int
     threads: int
+    passes: int
+    budget_s: float | None
     skip_unsupported: bool
-    timer: Timer
+    take: Take
+    clock: Clock
+    rows: dict[Request, Point] = field(default_factory=dict)
+    stage: int = 0
+    progress: Progress = lambda done, total, what: None
 
-    def refused(self, point: _Point) -> bool:
+    def __post_init__(self) -> None:
+        self.basis = Basis(self.book)
+        self._zero_s = self.clock.now() - self.book.spent_s
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of measuring, those before an interruption included."""
+        return self.clock.now() - self._zero_s
+
+    @property
+    def left_s(self) -> float:
+        return math.inf if self.budget_s is None else self.budget_s - self.spent_s
+
+    def first(self, requests: Iterable[Request]) -> None:
+        """One timing of all that was asked for, whatever the budget."""
+        self._time_all(BASIS, self._added(requests), "first pass", whatever_it_takes=True)
+
+    def widen(self, sample: Sample, budget_s: float) -> None:
+        """One timing of each operator of a growing sample, until the share of the budget for that is spent."""
+        operators, known = 0, len(self.rows)
+        while True:
+            batch, round_s = self.book.batch(self.stage + 1), min(_ROUND_S, _FIRST_SHARE * budget_s - self.spent_s)
+            if batch is None:
+                if round_s < _LEAST_ROUND_S:
+                    return
+                per_operator = (len(self.rows) - known) / operators if operators else _ROWS_PER_OPERATOR
+                operator_s = self.spent_s / self.book.count * max(per_operator, 1)
+                size = max(1, round(round_s / operator_s))
+                batch = Batch(stage=self.stage + 1, families=sample.choose(size, self._first_latencies()))
+                self.book.add(batch)
+            points = self._added(sample.draw(batch.families))
+            if not points:
+                return
+            operators += sum(batch.families.values())
+            self._next_stage(REFERENCES, points, f"sampling, {operators} operators{sample.state()}")
+
+    def repeat(self) -> None:
+        """Further passes over the rows that are not settled."""
+        while (points := self._unsettled()) and self.left_s > 0:
+            wait_s = min(map(self._last_s, points)) + _APART_S - self.spent_s
+            self.clock.sleep(max(0.0, min(wait_s, _WAIT_SHARE * self.left_s)))
+            self._next_stage(BASIS, points, f"again, {len(points)} of {len(self.rows)} rows")
+
+    def _added(self, requests: Iterable[Request]) -> list[Point]:
+        points = [Point("row", (request,)) for request in dict.fromkeys(requests) if request not in self.rows]
+        self.rows.update((point.requests[0], point) for point in points)
+        return points
+
+    def _unsettled(self) -> list[Point]:
+        return [
+            point
+            for point in self.rows.values()
+            if (samples := self.basis.samples(point)) and len(samples) < self.passes and not settled(samples)
+        ]
+
+    def _first_latencies(self) -> list[tuple[Request, float]]:
+        """Seconds by the first timing of each row: what is decided from them stays decided."""
+        overhead_s = self.basis.overhead_s
+        found = []
+        for request, point in self.rows.items():
+            for timing in self.book.of(point.name)[:1]:
+                if timing.run_s is not None and timing.run_s > overhead_s:
+                    found.append((request, (timing.run_s - overhead_s) / timing.copies))
+        return found
+
+    def _next_stage(self, basis: Sequence[Point], rows: Sequence[Point], what: str) -> None:
+        self.stage += 1
+        self._time_all(basis, rows, what)
+
+    def _time_all(
+        self, basis: Sequence[Point], rows: Sequence[Point], what: str, whatever_it_takes: bool = False
+    ) -> None:
+        """What is not yet timed in this stage: the overhead first, since it decides how many copies of the others are
+        made, and last what was timed a short while ago."""
+        points, now_s = [*basis, *rows], self.spent_s
+        order = np.random.default_rng([self.seed, self.stage]).permutation(len(points))
+        recent = {point for point in rows if now_s - self._last_s(point) < _APART_S}
+        queue = sorted((points[index] for index in order), key=lambda one: (one not in (FEW, MANY), one in recent))
+        for place, point in enumerate(queue):
+            if self.left_s <= 0 and not whatever_it_takes:
+                return
+            self._report(place, len(queue), f"{what}: {point.requests[0][0].kind}")
+            while self._timings(point) < point.repeats and not self._refused(point):
+                self._time(point)
+                if point in (FEW, MANY):
+                    self._settle()
+
+    def _report(self, place: int, count: int, what: str) -> None:
+        if self.budget_s is None:
+            self.progress(place, count, what)
+        else:
+            self.progress(int(min(self.spent_s, self.budget_s)), math.ceil(self.budget_s), what)
+
+    def _timings(self, point: Point) -> int:
+        """How many there are of this stage."""
+        return sum(timing.stage == self.stage for timing in self.book.of(point.name))
+
+    def _last_s(self, point: Point) -> float:
+        return max((timing.at_s for timing in self.book.of(point.name)), default=-math.inf)
+
+    def _refused(self, point: Point) -> bool:
         return any(timing.refused for timing in self.book.of(point.name))
 
-    def time(self, point: _Point) -> None:
+    def _time(self, point: Point) -> None:
         """One more timing of a point, with the kernel and the number of copies of its first one."""
-        before = self.book.of(point.name)
-        wanted, count = (before[0].realisation, before[0].copies) if before else ("", point.copies)
-        wanted = wanted if len(point.requests) == 1 else ""
-        try:
-            with refusals(point.label):
-                kernels = [
-                    prepare(op, precision, self.form, self.seed, self.threads, self.timer, wanted)
-                    for op, precision in point.requests
-                ]
-                count = count or copies_for(kernels[0], self.overhead_s, self.threads, self.timer)
-                run_s = run_time(kernels, count, self.threads, self.timer, _PASS_S)
-        except MeasurementError as error:
-            if not self.skip_unsupported or point.role != "row":
-                raise
-            self.book.add(Timing(point=point.name, refused=str(error)))
-        else:
-            realisation, native = kernels[0].realisation, kernels[0].native
-            timing = Timing(point=point.name, run_s=run_s, copies=count, realisation=realisation, native=native)
-            self.book.add(timing)
+        first = next(iter(self.book.of(point.name)), None)
+        copies = first.copies if first else point.copies
+        task = Task(
+            point=point.name,
+            stage=self.stage,
+            requests=point.requests,
+            int8_form=self.form,
+            seed=self.seed,
+            threads=self.threads,
+            copies=copies,
+            realisation=first.realisation if first and len(point.requests) == 1 else "",
+            overhead_s=0.0 if copies else self.basis.overhead_s,
+        )
+        timing = self.take(task).model_copy(update={"at_s": self.spent_s})
+        if timing.refused and (point.role != "row" or not self.skip_unsupported):
+            raise MeasurementError(timing.refused)
+        self.book.add(timing)
 
-    def samples(self, point: _Point) -> list[float]:
-        """Seconds of a run of this point, per timing."""
-        return [timing.run_s for timing in self.book.of(point.name) if timing.run_s is not None]
-
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Time the overhead's two points again while they contradict each other: a burst of noise lasts seconds."""
         for _ in range(_BURST_ATTEMPTS):
-            if not (self.samples(_FEW) and self.samples(_MANY)) or self._intercept_s > 0:
+            if not self.basis.contradictory:
                 return
-            time.sleep(_BURST_PAUSE_S)
-            self.time(_FEW)
-            self.time(_MANY)
+            self.clock.sleep(_BURST_PAUSE_S)
+            self._time(FEW)
+            self._time(MANY)
 
-    @property
-    def _intercept_s(self) -> float:
-        few_s, many_s = min(self.samples(_FEW)), min(self.samples(_MANY))
-        return few_s - _FEW.copies * (many_s - few_s) / (_MANY.copies - _FEW.copies)
-
-    @property
-    def overhead_s(self) -> float:
-        """Seconds of one call without operators: where the line through few and many copies meets zero."""
-        if self._intercept_s <= 0:
-            few_s, many_s = min(self.samples(_FEW)), min(self.samples(_MANY))
-            raise MeasurementError(
-                f"a call of the runtime takes time, got {format_seconds(few_s)} for {_FEW.copies} operators and "
-                f"{format_seconds(many_s)} for {_MANY.copies}: let the machine come to rest and measure again"
-            )
-        return self._intercept_s
-
-    @property
-    def switch_s(self) -> float:
-        """Seconds that a kernel takes longer after another one than after itself: caches and predictors change over.
-
-        In turn, a round's time is the slope between few and many, since the inputs of so many kernels cost a call time.
-        """
-        few_s, many_s = min(self.samples(_FEW_TURNS)), min(self.samples(_MANY_TURNS))
-        round_s = (many_s - few_s) / (_MANY_TURNS.copies - _FEW_TURNS.copies)
-        points = [_ALONE[probe] for probe in _SWITCH_PROBES]
-        alone_s = sum((min(self.samples(point)) - self.overhead_s) / point.copies for point in points)
-        return max(0.0, (round_s - alone_s) / len(points))
-
-    def summary(self, points: Sequence[_Point], notes: Sequence[str]) -> Measurements:
-        spreads = [(median(times) - min(times)) / min(times) for times in map(self.samples, _REFERENCES)]
-        noise, overhead_s, switch_s = median(spreads), self.overhead_s, self.switch_s
+    def summary(self) -> Measurements:
+        basis, points = self.basis, list(self.rows.values())
+        noise, overhead_s, switch_s = basis.noise, basis.overhead_s, basis.switch_s
         skipped = [timing.refused for point in points for timing in self.book.of(point.name) if timing.refused]
-        rows = [self._row(point, overhead_s, switch_s, noise) for point in points if not self.refused(point)]
-        said = [*notes, f"each row holds {format_seconds(switch_s)} for the change from another kernel to this one"]
-        if skipped:
-            said.append(f"{len(skipped)} operators were skipped because onnxruntime refused them")
-        return Measurements(tuple(rows), overhead_s, switch_s, noise, tuple(skipped), tuple(said))
-
-    def _row(self, point: _Point, overhead_s: float, switch_s: float, noise: float) -> Row:
-        """The row of a point; its interval is where another measurement like this one would probably lie."""
-        (op, precision), first = point.requests[0], self.book.of(point.name)[0]
-        alone = [(run_s - overhead_s) / first.copies for run_s in self.samples(point)]
-        if min(alone) <= 0:
-            raise MeasurementError(
-                f"an operator takes time, got none beyond the call itself for {point.label}: "
-                "let the machine come to rest and measure again"
+        timed = [point for point in points if not self._refused(point) and self.book.of(point.name)]
+        rows = [basis.row(point, overhead_s, switch_s, noise) for point in timed]
+        notes = [*self._stops(timed), f"each row holds {format_seconds(switch_s)} for the change from another kernel"]
+        slowdowns = basis.slowdowns()
+        if slow := [slowdown for slowdown in slowdowns if slowdown > _SLOW]:
+            notes.append(
+                f"the machine was not quiet: in {len(slow)} of {len(slowdowns)} stages the references ran up to "
+                f"{max(slow):.0%} slower than at best"
             )
-        samples = [alone_s + switch_s for alone_s in alone]
-        latency_s = min(samples)
-        margin_s = max(noise, _LEAST_NOISE) * latency_s + _OVERHEAD_ERROR * overhead_s / first.copies + switch_s / 2
-        return Row(
-            operator=op,
-            precision=precision,
-            realisation=first.realisation,
-            native=first.native,
-            source="measured",
-            latency_s=latency_s,
-            interval_s=(max(latency_s - margin_s, latency_s / 2), max(latency_s + margin_s, median(samples))),
-            samples_s=tuple(samples),
-            copies=first.copies,
-        )
+        if skipped:
+            notes.append(f"{len(skipped)} operators were skipped because onnxruntime refused them")
+        return Measurements(tuple(rows), overhead_s, switch_s, noise, tuple(skipped), tuple(notes))
+
+    def _stops(self, points: Sequence[Point]) -> Iterator[str]:
+        """Why no more was timed."""
+        counts = [(len(samples), settled(samples)) for samples in map(self.basis.samples, points)]
+        done = sum(is_settled for _, is_settled in counts)
+        yield f"{done} of {len(points)} rows settled: two passes within {AGREEMENT:.1%}"
+        tried = sum(count >= self.passes for count, is_settled in counts if not is_settled)
+        if tried:
+            yield f"{tried} rows did not settle in {self.passes} passes"
+        if len(points) - done - tried:
+            yield (
+                f"{len(points) - done - tried} rows had no further pass: the budget of "
+                f"{format_seconds(self.budget_s or 0)} was used up"
+            )
+        if len(points) < len(self.rows) - sum(map(self._refused, self.rows.values())):
+            yield "not every operator of the sample was timed: the budget was used up"
 
 
 def profile_machine(
@@ -332,52 +340,65 @@ def profile_machine(
     *,
     device: str,
     precisions: Sequence[Precision] | None = None,
-    passes: int = 3,
+    sampled: Sequence[Operator] = (),
+    exact: Sequence[Request] = (),
+    widen: bool = False,
+    passes: int = DEFAULT_PASSES,
     seed: int = 0,
     threads: int = 1,
     budget_s: float | None = None,
     journal: Path | None = None,
     progress: Progress | None = None,
     skip_unsupported: bool = False,
-    timer: Timer = minimum_time,
+    timings: Timings | None = None,
+    clock: Clock | None = None,
 ) -> Profile:
-    """Measure these operators here, at every precision that has a kernel or at those of `precisions` that have one.
+    """Measure these operators, at every precision that has a kernel or at those of `precisions` that have one.
 
-    Raises like `measure_operators`, and `UnsupportedPrecisionError` where no operator has any of `precisions`.
+    `sampled` stand for those of other networks, and are measured on the kernels too that a runtime chooses for these;
+    `widen` adds more of them while the budget lasts. `exact` is measured just so. Timings are taken in this process
+    unless `timings` says where. Raises like `measure_operators`, and `UnsupportedPrecisionError` where no operator has
+    any of `precisions`.
     """
-    requests = [
-        (op, precision)
-        for op in operators
-        for precision in supported_precisions(op)
-        if precisions is None or precision in precisions
-    ]
+
+    def wanted(precision: Precision) -> bool:
+        return precisions is None or precision in precisions
+
+    requests = [(op, precision) for op in operators for precision in supported_precisions(op) if wanted(precision)]
     if operators and not requests:
         raise UnsupportedPrecisionError(
             f"a profile measures precisions that have a kernel, got {', '.join(map(str, precisions or ()))} for "
             f"{len(operators)} operators that have none of these: measure w8a8, narrower weights run on its kernels"
         )
-    machine, warnings = detect_machine(threads), quietness()
-    form = choose_int8_form(threads=threads, seed=seed, timer=timer)
+    clock, timings = clock or RealClock(), timings or InProcess()
+    began_s = clock.now()
+    site = timings.survey(Survey(threads=threads, seed=seed))
+
+    def of_sample(op: Operator) -> tuple[Request, ...]:
+        return tuple(request for request in sampled_requests(op, site.int8_form) if wanted(request[1]))
+
     found = measure_operators(
-        requests,
-        int8_form=form,
-        machine=machine,
+        [*requests, *exact, *(request for op in sampled for request in of_sample(op))],
+        int8_form=site.int8_form,
+        machine=site.machine,
+        sample=AdaptiveSample(seed, of_sample) if widen else None,
         passes=passes,
         seed=seed,
-        budget_s=budget_s,
+        budget_s=None if budget_s is None else budget_s - (clock.now() - began_s),
         journal=journal,
         progress=progress,
         skip_unsupported=skip_unsupported,
-        timer=timer,
+        take=timings.take,
+        clock=clock,
     )
     return Profile(
         device=device,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        machine=machine,
-        int8_form=form,
+        machine=site.machine,
+        int8_form=site.int8_form,
         run_overhead_s=found.run_overhead_s,
         noise_floor=found.noise_floor,
-        notes=(*warnings, *found.notes),
+        notes=(*site.warnings, *found.notes),
         realisations=tuple(_realisations(found.rows)),
         rows=found.rows,
     )

@@ -48,8 +48,7 @@ _LEVELS: Final = {
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-_LEAST_RUNS: Final = 5
-_WARM_RUNS: Final = 2
+_LEAST_RUNS: Final = 3
 
 
 def session(
@@ -97,9 +96,8 @@ def run_once(
 
 
 def minimum_time(run: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The shortest of repeated calls, in seconds: a few to warm up, then as many as fit in `seconds`, five at least."""
-    for _ in range(_WARM_RUNS):
-        run()
+    """The shortest of repeated calls, in seconds: one to warm up, then as many as fit in `seconds`, three at least."""
+    run()
     best, runs, now = math.inf, 0, clock()
     deadline = now + seconds
     while runs < _LEAST_RUNS or now < deadline:

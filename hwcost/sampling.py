@@ -7,19 +7,23 @@ A predictor is fitted per family and learns most from operators like those it wi
 import heapq
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Final
 
 import numpy as np
 
 from hwcost.errors import InvalidOperatorError, InvalidSpaceError
-from hwcost.ops import FLOAT, Operator, bytes_moved, weight_bytes
+from hwcost.graph import other_kernels, supported_precisions
+from hwcost.ops import FLOAT, Operator, Precision, bytes_moved, key, weight_bytes
 from hwcost.prior import FAMILIES, Draw
+from hwcost.profiles import Int8Form
 from hwcost.space import SearchSpace
 
 _MOST_MACS: Final = 400_000_000
 _MOST_BYTES: Final = 24_000_000
 _MOST_WEIGHTS: Final = 40_000_000
+_WEIGHT_ONLY_EVERY: Final = 3
+"""One in so many matrix products of a sample is measured with weights of 8, 4 and 2 bits beside float activations:
+these take as long as all its other precisions, and few networks have them."""
 _MOST_DRAWS: Final = 2_000
 """Draws in vain after which a family has no more operators."""
 
@@ -40,29 +44,53 @@ def prior_operators(seed: int, count: int | None = None) -> tuple[Operator, ...]
     The same for the same seed, in any process, and the first ones of any larger sample. Raises `InvalidSpaceError`.
     """
     wanted = sum(share for share, _ in FAMILIES.values()) if count is None else count
-    families = [_ranked(name, share, draw, seed) for name, (share, draw) in FAMILIES.items()]
+    families = [_ranked(name, stream) for name, stream in family_streams(seed).items()]
+    merged = (op for _, _, op in heapq.merge(*families, key=lambda one: one[:2]))
+    found: dict[Operator, None] = {}  # two families may draw the same
     try:
-        return tuple(op for _, _, op in islice(heapq.merge(*families, key=lambda one: one[:2]), wanted))
+        while len(found) < wanted:
+            found[next(merged)] = None
+        return tuple(found)
     except _FamilyExhausted:
         raise InvalidSpaceError(
             f"a sample of operators holds as many as its families have, got a wish for {wanted}: ask for fewer"
         ) from None
 
 
+def family_streams(seed: int) -> dict[str, Iterator[Operator]]:
+    """The distinct operators of each family, in the order of drawing, until it has no more."""
+    return {name: _stream(name, draw, seed) for name, (_, draw) in FAMILIES.items()}
+
+
+def sampled_requests(op: Operator, form: Int8Form) -> tuple[tuple[Operator, Precision], ...]:
+    """At which precisions a sampled operator is measured on a device of this int8 form: all that have a kernel, those
+    that exported networks make a runtime use beside its choice included; weight-only ones of some matrix products."""
+    some = zlib.crc32(key(op).encode()) % _WEIGHT_ONLY_EVERY == 0
+    kinds = (*supported_precisions(op), *other_kernels(op, form))
+    return tuple((op, kind) for kind in kinds if some or kind.weight_bits == 32 or kind.activation_bits == 8)
+
+
 class _FamilyExhausted(Exception):
     """A family was asked for more operators than it has."""
 
 
-def _ranked(name: str, share: int, draw: Draw, seed: int) -> Iterator[tuple[float, str, Operator]]:
-    """The operators of a family in the order of drawing, ranked so that every prefix of a merge holds the shares."""
+def _ranked(name: str, stream: Iterator[Operator]) -> Iterator[tuple[float, str, Operator]]:
+    """The operators of a family, ranked so that every prefix of a merge holds the shares."""
+    share, _ = FAMILIES[name]
+    for place, op in enumerate(stream):
+        yield (place + 0.5) / share, name, op
+    raise _FamilyExhausted
+
+
+def _stream(name: str, draw: Draw, seed: int) -> Iterator[Operator]:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     found: set[Operator] = set()
     while True:
         drawn = (_drawn(draw, rng) for _ in range(_MOST_DRAWS))
         op = next((op for op in drawn if op is not None and op not in found and _affordable(op)), None)
         if op is None:
-            raise _FamilyExhausted
-        yield (len(found) + 0.5) / share, name, op
+            return
+        yield op
         found.add(op)
 
 

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from hwcost.errors import UnsupportedPrecisionError
 from hwcost.graph import Candidate, candidates, supported_precisions
 from hwcost.kernels import Kernel, copies, executed_kernel
-from hwcost.measure import integer_convolution
+from hwcost.int8form import integer_convolution
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision
 from hwcost.runtime import session
 

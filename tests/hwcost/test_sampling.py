@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from itertools import islice
 from typing import get_args
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from hwcost.errors import InvalidSpaceError
 from hwcost.features import family
 from hwcost.graph import supported_precisions
-from hwcost.ops import BoundaryFunction, ElementwiseFunction, Gemm, PoolFunction
-from hwcost.sampling import default_operators, prior_operators
+from hwcost.ops import FLOAT, INT8, BoundaryFunction, Conv, ElementwiseFunction, Gemm, PoolFunction
+from hwcost.prior import FAMILIES
+from hwcost.sampling import default_operators, family_streams, prior_operators, sampled_requests
 from hwcost.space import SearchSpace
 
 IMAGES = ((1, 8, 8), (3, 32, 32))
@@ -23,10 +25,29 @@ def test_a_default_profile_has_enough_of_every_family() -> None:
     kinds = {"pool": PoolFunction, "elementwise": ElementwiseFunction, "boundary": BoundaryFunction}
     families = {f"{kind}.{name}" for kind, names in kinds.items() for name in get_args(names)}
     convolutions = {"conv.dense", "conv.depthwise", "conv.grouped"}
-    assert set(counts) == {*families, *convolutions, "gemm"}
-    assert counts["gemm"] >= 30 and min(counts.values()) >= 10
+    assert set(counts) >= {*families, *convolutions, "gemm", "node.MatMul", "node.Softmax", "node.LayerNormalization"}
+    assert counts["gemm"] >= 30 and min(counts[name] for name in families) >= 10
     rows = Counter(op.m > 1 for op in operators if isinstance(op, Gemm))
     assert min(rows[True], rows[False]) >= 10
+
+
+def test_every_family_is_a_stream_of_its_own() -> None:
+    streams, again = family_streams(3), family_streams(3)
+    assert list(streams) == list(FAMILIES)
+    for name, stream in streams.items():
+        drawn = list(islice(stream, 12))
+        assert len(set(drawn)) == len(drawn) > 1, name
+        assert drawn == list(islice(again[name], 12))
+
+
+def test_sampled_operators_are_measured_on_what_other_networks_run() -> None:
+    conv = Conv.square(16, 16, 8, 3)
+    precisions = [str(precision) for _, precision in sampled_requests(conv, "u8u8")]
+    assert precisions == ["w32a32", "w8a8", "w32a32:plain", "w8a8:u8s8"]
+    products = [sampled_requests(Gemm(1, 32, n), "u8u8") for n in range(1, 61)]
+    weight_only = sum(any(str(precision) == "w4a32" for _, precision in one) for one in products)
+    assert 8 < weight_only < 32
+    assert all({FLOAT, INT8} < {precision for _, precision in one} for one in products)
 
 
 def test_the_sample_is_seeded_and_distinct_and_has_kernels() -> None:
@@ -43,7 +64,7 @@ def test_a_smaller_sample_is_the_beginning_of_a_larger_one_and_as_broad() -> Non
     sample = prior_operators(7)
     for count in (0, 40, len(sample) + 100):
         assert prior_operators(7, count)[: len(sample)] == sample[:count]
-    assert {op.kind for op in prior_operators(7, 40)} == {"conv", "gemm", "pool", "elementwise", "boundary"}
+    assert {op.kind for op in prior_operators(7, 80)} == {"conv", "gemm", "pool", "elementwise", "boundary", "node"}
 
 
 def test_the_default_profile_holds_the_search_spaces_of_its_images() -> None:

@@ -1,0 +1,103 @@
+"""Which operators to measure next: those of the families that predictors know least.
+
+A sample begins with the families' shares. Once it holds them all, each batch is dealt by share times error: the error
+that a quick predictor makes on operators of the family that it was not fitted on, near-identical ones held out
+together. It follows from the first timing of every row alone, and from the seed, so it can be decided again.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwcost.errors import FitError
+from hwcost.features import family, feature_matrix
+from hwcost.fit import _folds, _generator, _held_out_residuals
+from hwcost.ops import Operator, Precision
+from hwcost.predictors import load_predictor
+from hwcost.prior import FAMILIES
+from hwcost.sampling import family_streams
+from hwcost.timing import Request
+
+_PREDICTOR: Final = "roofline"
+_FOLDS: Final = 4
+_PRIOR_ROWS: Final = 10
+"""Rows of the overall error that every family's error starts from."""
+_WORST: Final = math.log(2.0)
+
+
+class AdaptiveSample:
+    """Operators of all families, a batch at a time; `requests_of` says what is measured of one."""
+
+    def __init__(self, seed: int, requests_of: Callable[[Operator], tuple[Request, ...]]) -> None:
+        self._seed, self._requests_of = seed, requests_of
+        self._streams = family_streams(seed)
+        self._dealt: Counter[str] = Counter()
+        self._family: dict[Request, str] = {}
+        self._errors: NDArray[np.float64] = np.zeros(0)
+
+    def choose(self, size: int, rows: Sequence[tuple[Request, float]]) -> dict[str, int]:
+        """How many operators of which family come next, `size` in all, given the latencies so far in seconds."""
+        errors = held_out_errors(rows, self._seed)
+        self._errors = np.array(list(errors.values()))
+        shares = {name: float(share) for name, (share, _) in FAMILIES.items()}
+        if self._dealt.total() < sum(shares.values()):
+            return _dealt(size, shares, self._dealt)
+        overall = float(self._errors.mean()) if len(self._errors) else 1.0
+        found: defaultdict[str, list[float]] = defaultdict(lambda: [overall] * _PRIOR_ROWS)
+        for request, error in errors.items():
+            if request in self._family:
+                found[self._family[request]].append(error)
+        weights = {name: share * float(np.mean(found[name])) for name, share in shares.items()}
+        return _dealt(size, weights, {})
+
+    def draw(self, families: Mapping[str, int]) -> tuple[Request, ...]:
+        """What is measured of the next operators of these families; fewer where a family has no more."""
+        requests: list[Request] = []
+        for name, count in families.items():
+            self._dealt[name] += count
+            for _, op in zip(range(count), self._streams.get(name, ()), strict=False):
+                found = self._requests_of(op)
+                self._family.update(dict.fromkeys(found, name))
+                requests += found
+        return tuple(requests)
+
+    def state(self) -> str:
+        """The error of the quick predictor on what it had not seen, in words; nothing before the first."""
+        if not len(self._errors):
+            return ""
+        relative = np.expm1(self._errors)
+        return f", held-out error {np.median(relative):.1%}, {np.mean(relative <= 0.1):.0%} within 10 %"
+
+
+def _dealt(size: int, weights: Mapping[str, float], held: Mapping[str, int]) -> dict[str, int]:
+    """`size` dealt in proportion to positive weights, what each holds already counted."""
+    counts: Counter[str] = Counter(held)
+    for _ in range(size):
+        counts[min(weights, key=lambda name: ((counts[name] + 0.5) / weights[name], name))] += 1
+    return {name: more for name in weights if (more := counts[name] - held.get(name, 0))}
+
+
+def held_out_errors(rows: Sequence[tuple[Request, float]], seed: int) -> dict[Request, float]:
+    """How far the quick predictor is off each row, in natural logarithms, at most a factor of two.
+
+    `rows` have latencies in seconds; those of families that are too small to hold any out are left out.
+    """
+    groups: defaultdict[tuple[str, Precision], list[tuple[Request, float]]] = defaultdict(list)
+    for request, latency_s in rows:
+        groups[family(request[0]), request[1]].append((request, latency_s))
+    kind, errors = load_predictor(_PREDICTOR), dict[Request, float]()
+    for (name, precision), members in sorted(groups.items()):
+        features = feature_matrix(request for request, _ in members)
+        measured_s = np.array([latency_s for _, latency_s in members])
+        try:
+            folds = _folds(features, _FOLDS, _generator(seed, name, precision))
+            residuals = _held_out_residuals(kind, features, measured_s, folds, seed, f"{name}/{precision}")
+        except FitError:
+            continue
+        sizes = np.minimum(np.abs(residuals), _WORST)
+        errors.update(zip((request for request, _ in members), sizes.tolist(), strict=True))
+    return errors

@@ -1,0 +1,167 @@
+"""What every row leans on, timed in every pass: the cost of a call, of a change of kernel, and the machine's noise.
+
+The time of a small kernel drowns in the cost of one call, so a run holds many copies of it, and the cost of a call is
+the intercept of the line through few and many copies. In a network another kernel comes next, and caches and branch
+predictors have to change over: the kernels of a small network, in its order, say how much that costs a kernel, and
+every row holds it. References say how much timings scatter, and when the machine was slow.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from hwcost.errors import MeasurementError
+from hwcost.journal import Journal
+from hwcost.ops import FLOAT, INT8, Conv, Elementwise, Gemm, key
+from hwcost.profiles import Row
+from hwcost.space import SearchSpace
+from hwcost.timing import Request
+from hwcost.units import format_seconds
+
+_REPEATS: Final = 3
+"""Timings per stage of what every row leans on."""
+_LEAST_NOISE: Final = 0.005
+_OVERHEAD_ERROR: Final = 0.1
+"""Share of the overhead that may be wrong; it widens the intervals of the smallest operators."""
+
+_OVERHEAD_PROBE: Final[Request] = (Elementwise("add", (1, 24, 4, 4)), INT8)
+_NOISE_PROBES: Final[tuple[Request, ...]] = (
+    (Conv.square(32, 32, 14, 3), FLOAT),
+    (Conv.square(32, 32, 14, 1), INT8),
+    (Conv.square(48, 48, 8, 3, groups=48), INT8),
+    (Gemm(1, 256, 128), FLOAT),
+)
+
+
+def _network_like() -> tuple[Request, ...]:
+    """The int8 kernels of the largest default network for 8x8 images, in the order in which it executes them."""
+    space = SearchSpace.for_image((1, 8, 8), 10)
+    fixed = space.fixed_layers()
+    blocks = space.layers(space.largest)[len(fixed) :]
+    stem = next(place for place, (op, _) in enumerate(fixed) if isinstance(op, Conv)) + 1
+    return tuple((op, INT8) for op, _ in (*fixed[:stem], *blocks, *fixed[stem:]))
+
+
+_SWITCH_PROBES: Final = _network_like()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing to be timed once a stage, or more often: a row, or what every row leans on.
+
+    Several requests run in turn, `copies` rounds of them (0: as many as a timing needs).
+    """
+
+    role: str
+    requests: tuple[Request, ...]
+    copies: int = 0
+    repeats: int = 1
+
+    @property
+    def label(self) -> str:
+        return " and ".join(f"{key(op)} at {precision}" for op, precision in self.requests)
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}: {self.label}" + (f", {self.copies} copies" if self.copies else "")
+
+
+FEW: Final = Point("overhead", (_OVERHEAD_PROBE,), 16, _REPEATS)
+MANY: Final = Point("overhead", (_OVERHEAD_PROBE,), 160, _REPEATS)
+REFERENCES: Final = tuple(Point("reference", (probe,), 0, _REPEATS) for probe in _NOISE_PROBES)
+_ALONE: Final = {probe: Point("alone", (probe,), 120) for probe in _SWITCH_PROBES}
+_FEW_TURNS: Final = Point("in turn", _SWITCH_PROBES, 3, _REPEATS)
+_MANY_TURNS: Final = Point("in turn", _SWITCH_PROBES, 12, _REPEATS)
+BASIS: Final = (FEW, MANY, *_ALONE.values(), _FEW_TURNS, _MANY_TURNS, *REFERENCES)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the timings of a journal say about calls, changes of kernel, and noise; and the rows that follow."""
+
+    book: Journal
+
+    def samples(self, point: Point) -> list[float]:
+        """Seconds of a run of this point, per timing."""
+        return [timing.run_s for timing in self.book.of(point.name) if timing.run_s is not None]
+
+    @property
+    def contradictory(self) -> bool:
+        """Whether few copies and many, both timed, leave nothing for the call itself."""
+        return bool(self.samples(FEW) and self.samples(MANY)) and self._intercept_s <= 0
+
+    @property
+    def _intercept_s(self) -> float:
+        few_s, many_s = min(self.samples(FEW)), min(self.samples(MANY))
+        return few_s - FEW.copies * (many_s - few_s) / (MANY.copies - FEW.copies)
+
+    @property
+    def overhead_s(self) -> float:
+        """Seconds of one call without operators: where the line through few and many copies meets zero.
+
+        Raises `MeasurementError` for timings that contradict each other.
+        """
+        if self.contradictory:
+            few_s, many_s = min(self.samples(FEW)), min(self.samples(MANY))
+            raise MeasurementError(
+                f"a call of the runtime takes time, got {format_seconds(few_s)} for {FEW.copies} operators and "
+                f"{format_seconds(many_s)} for {MANY.copies}: let the machine come to rest and measure again"
+            )
+        return self._intercept_s
+
+    @property
+    def switch_s(self) -> float:
+        """Seconds that a kernel takes longer after another one than after itself: caches and predictors change over.
+
+        In turn, a round's time is the slope between few and many, since the inputs of so many kernels cost a call time.
+        """
+        few_s, many_s = min(self.samples(_FEW_TURNS)), min(self.samples(_MANY_TURNS))
+        round_s = (many_s - few_s) / (_MANY_TURNS.copies - _FEW_TURNS.copies)
+        points = [_ALONE[probe] for probe in _SWITCH_PROBES]
+        alone_s = sum((min(self.samples(point)) - self.overhead_s) / point.copies for point in points)
+        return max(0.0, (round_s - alone_s) / len(points))
+
+    @property
+    def noise(self) -> float:
+        """How far the middle timing of a reference lies above its shortest, as a share; of the middle reference."""
+        return median((median(times) - min(times)) / min(times) for times in map(self.samples, REFERENCES))
+
+    def slowdowns(self) -> tuple[float, ...]:
+        """By how much the references ran slower than at best in each stage, as shares; that of the middle reference."""
+        by_stage: defaultdict[int, list[float]] = defaultdict(list)
+        for point in REFERENCES:
+            best, stages = min(self.samples(point)), defaultdict[int, list[float]](list)
+            for timing in self.book.of(point.name):
+                if timing.run_s is not None:
+                    stages[timing.stage].append(timing.run_s)
+            for stage, times in stages.items():
+                by_stage[stage].append(min(times) / best - 1)
+        return tuple(map(median, by_stage.values()))
+
+    def row(self, point: Point, overhead_s: float, switch_s: float, noise: float) -> Row:
+        """The row of a point; its interval is where another measurement like this one would probably lie.
+
+        Raises `MeasurementError` where a run took no longer than a call.
+        """
+        (op, precision), first = point.requests[0], self.book.of(point.name)[0]
+        alone = [(run_s - overhead_s) / first.copies for run_s in self.samples(point)]
+        if min(alone) <= 0:
+            raise MeasurementError(
+                f"an operator takes time, got none beyond the call itself for {point.label}: "
+                "let the machine come to rest and measure again"
+            )
+        samples = [alone_s + switch_s for alone_s in alone]
+        latency_s = min(samples)
+        margin_s = max(noise, _LEAST_NOISE) * latency_s + _OVERHEAD_ERROR * overhead_s / first.copies + switch_s / 2
+        return Row(
+            operator=op,
+            precision=precision,
+            realisation=first.realisation,
+            native=first.native,
+            source="measured",
+            latency_s=latency_s,
+            interval_s=(max(latency_s - margin_s, latency_s / 2), max(latency_s + margin_s, median(samples))),
+            samples_s=tuple(samples),
+            copies=first.copies,
+        )
