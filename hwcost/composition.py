@@ -6,11 +6,13 @@ kernels has a factor, close to 1: those that make the predictions of the measure
 data type that on other networks took sums of kernels from 3.4 to 2.0 % (float) and from 5.6 to 3.2 % (int8), by class.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from hwcost.ops import Operator, Precision
 
@@ -23,6 +25,19 @@ _SPREAD: Final = 0.1
 _ERROR: Final = 0.03
 """Standard deviation of a network's error that remains."""
 _ROUNDS: Final = 20
+_COVERAGE: Final = 0.9
+
+
+class Composition(BaseModel):
+    """What was learnt: a factor per class, and the half-widths (natural logarithm) of a network's interval, where its
+    kernels were measured and where they are predicted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    networks: int = Field(ge=1)
+    factors: dict[KernelClass, PositiveFloat]
+    measured_width: NonNegativeFloat
+    predicted_width: NonNegativeFloat
 
 
 def kernel_class(op: Operator, precision: Precision) -> KernelClass:
@@ -32,7 +47,9 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
     return "float product" if op.macs else "float data"
 
 
-def solve_factors(seconds: NDArray[np.float64], overhead_s: float, measured_s: Sequence[float]) -> dict[str, float]:
+def solve_factors(
+    seconds: NDArray[np.float64], overhead_s: float, measured_s: Sequence[float]
+) -> dict[KernelClass, float]:
     """A factor per class from `seconds` [networks, classes], the sums of kernels, and the whole networks' time.
 
     Least squares on relative errors with a normal prior around 1; networks that nothing explains count less (Huber).
@@ -47,3 +64,35 @@ def solve_factors(seconds: NDArray[np.float64], overhead_s: float, measured_s: S
         error = np.abs(target - shares @ change)
         weights = np.minimum(1.0, _ERROR / np.maximum(error, 1e-9))
     return {name: float(1 + delta) for name, delta in zip(CLASSES, change, strict=True)}
+
+
+def compose(
+    measured: NDArray[np.float64], predicted: NDArray[np.float64], overhead_s: float, whole_s: Sequence[float]
+) -> Composition:
+    """From sums of kernels by class, [networks, classes] in seconds, as measured and as predicted without having been
+    fitted on, and the networks' own seconds.
+
+    Factors follow from the measured sums. A half-width is the 90 % quantile of the errors of networks that were left
+    out of the factors, stretched by what so few cannot show (split conformal prediction).
+    """
+    whole = np.asarray(whole_s, dtype=np.float64)
+    factors = solve_factors(measured, overhead_s, whole_s)
+    errors: dict[str, list[float]] = {"measured": [], "predicted": []}
+    for out in range(len(whole)):
+        rest = np.arange(len(whole)) != out
+        found = solve_factors(measured[rest], overhead_s, whole[rest].tolist()) if rest.any() else factors
+        weights = np.array([found[name] for name in CLASSES])
+        for name, sums in (("measured", measured), ("predicted", predicted)):
+            errors[name].append(abs(math.log((overhead_s + float(sums[out] @ weights)) / whole[out])))
+    widths = {name: _quantile(found) for name, found in errors.items()}
+    return Composition(
+        networks=len(whole),
+        factors=factors,
+        measured_width=widths["measured"],
+        predicted_width=max(widths.values()),
+    )
+
+
+def _quantile(errors: Sequence[float]) -> float:
+    rank = math.ceil((len(errors) + 1) * _COVERAGE)
+    return sorted(errors)[min(rank, len(errors)) - 1] * max(1.0, rank / len(errors))

@@ -316,7 +316,10 @@ def _any(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
     domain = "" if node.domain == "ai.onnx" else node.domain
     version = graph.versions.get(domain, 1)
     with contextlib.suppress(onnx.defs.SchemaError):  # of an operator of the runtime's own
-        version = onnx.defs.get_schema(node.op_type, version, domain).since_version
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
+        if any(attribute.name not in schema.attributes for attribute in node.attribute):
+            schema = onnx.defs.get_schema(node.op_type, domain)  # the optimiser makes nodes of its own version
+        version = schema.since_version
     attributes = {name: _plain(value) for name, value in _attributes(node).items()}
     made = Node(
         node.op_type,

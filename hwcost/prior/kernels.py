@@ -172,7 +172,13 @@ def shuffle(rng: np.random.Generator) -> Operator:
     if kind < 0.4:
         _, channels, height, width = draw_map(rng)
         groups = pick(rng, (2, 2, 3, 4, 8))
-        return Boundary("transpose", (1, groups, max(channels // groups, 1), height, width), (0, 2, 1, 3, 4))
+        each = max(channels // groups, 1)
+        last = (1, height, width, groups, each)  # the runtime may have moved the channels before
+        turned = (
+            ((1, groups, each, height, width), (0, 2, 1, 3, 4)),
+            (last, pick(rng, ((0, 4, 3, 1, 2), (0, 1, 2, 4, 3)))),
+        )
+        return Boundary("transpose", *pick(rng, turned))
     _, tokens, width = draw_tokens(rng)
     heads = pick(rng, HEADS)
     if kind < 0.8:

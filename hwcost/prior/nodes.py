@@ -18,6 +18,10 @@ def _u(shape: Shape) -> str:
     return str(TensorType("uint8", shape))
 
 
+def _s(shape: Shape) -> str:
+    return str(TensorType("int8", shape))
+
+
 def _c(shape: Shape, dtype: str = "float32") -> str:
     return str(TensorType(dtype, shape, constant=True))
 
@@ -68,7 +72,7 @@ def broadcast(op_type: str, rng: np.random.Generator) -> Operator:
     if kind < 0.45:
         one, other = _f(shape), _f((1, shape[1], 1, 1))
     elif kind < 0.65:
-        one, other = _f(shape), _c((1, shape[1], 1, 1))
+        one, other = _f(shape), _c(pick(rng, ((1, shape[1], 1, 1), (shape[1], 1, 1))))
     elif kind < 0.8:
         shape = shape if rng.random() < 0.5 else draw_tokens(rng)
         one, other = _f(shape), _c(())
@@ -86,7 +90,9 @@ def int8_broadcast(op_type: str, rng: np.random.Generator) -> Operator:
     if rng.random() < 0.15:
         one = draw_tokens(rng)
         other = one[-1:]
-    second = _u(other) if rng.random() < 0.6 else _c(other, "uint8")
+    if rng.random() < 0.2:
+        other = ()
+    second = _u(other) if other and rng.random() < 0.6 else _c(other, "uint8")
     return _microsoft(op_type, [_u(one), *_SCALE, second, *_SCALE, *_SCALE], [_u(one)])
 
 
@@ -163,13 +169,15 @@ def _either(rng: np.random.Generator) -> Callable[[Shape], str]:
 
 
 def split(rng: np.random.Generator) -> Operator:
-    tensor, shape, parts = _either(rng), list(draw_map(rng)), pick(rng, (2, 2, 3))
-    axis, unit = (1, shape[1]) if rng.random() < 0.8 else (2, shape[2])
-    shape[axis] = max(unit // parts, 1) * parts
+    """Along the channels, or along what a reshape put before them."""
+    tensor, shape, parts = _either(rng), list[int](draw_map(rng)), pick(rng, (2, 2, 3))
+    axis = pick(rng, (1, 1, 1, 2))
+    if rng.random() < 0.2:
+        shape, axis = [1, max(shape[1] // parts, 1), parts, *shape[2:]], 2
+    shape[axis] = max(shape[axis] // parts, 1) * parts
     part = [size // parts if place == axis else size for place, size in enumerate(shape)]
-    return _node(
-        "Split", [tensor(tuple(shape)), _values(*[part[axis]] * parts)], [tensor(tuple(part))] * parts, axis=axis
-    )
+    inputs = [tensor(tuple(shape)), _values(*[part[axis]] * parts)]
+    return _node("Split", inputs, [tensor(tuple(part))] * parts, axis=axis)
 
 
 def slicing(rng: np.random.Generator) -> Operator:
@@ -212,16 +220,21 @@ def blocked_upsample(rng: np.random.Generator) -> Operator:
 
 
 def reduction(rng: np.random.Generator) -> Operator:
+    """Over the plane, the channels, or the last axis; the axes an attribute or, in newer graphs, an input."""
     op_type = pick(rng, ("ReduceMean", "ReduceMean", "ReduceMean", "ReduceMax", "ReduceSum"))
-    if rng.random() < 0.6:
+    if rng.random() < 0.65:
         shape: Shape = draw_map(rng, smallest=2)
-        axes, out = pick(rng, (((2, 3), (*shape[:2], 1, 1)), ((1,), (1, 1, *shape[2:]))))
+        axes = pick(rng, ((2, 3), (2, 3), (1, 2), (1,)))
+        shape = channels_last(shape) if axes == (1, 2) else shape
     else:
         shape = draw_tokens(rng)
-        axes, out = pick(rng, (((-1,), (*shape[:2], 1)), ((1,), (1, 1, shape[2]))))
-    if op_type == "ReduceSum":
-        return _node(op_type, [_f(shape), _values(*axes)], [_f(out)], keepdims=1)
-    return _node(op_type, [_f(shape)], [_f(out)], axes=list(axes), keepdims=1)
+        axes = pick(rng, ((2,), (2,), (1,)))
+    keep = int(rng.random() < 0.75)
+    out = tuple(1 if place in axes else size for place, size in enumerate(shape) if keep or place not in axes)
+    if op_type == "ReduceSum" or rng.random() < 0.4:
+        version = 13 if op_type == "ReduceSum" else 18
+        return _node(op_type, [_f(shape), _values(*axes)], [_f(out)], version, keepdims=keep)
+    return _node(op_type, [_f(shape)], [_f(out)], axes=list(axes), keepdims=keep)
 
 
 def transposed_convolution(rng: np.random.Generator) -> Operator:
@@ -265,9 +278,32 @@ def int8_attention(rng: np.random.Generator) -> Operator:
 
 
 def gather(rng: np.random.Generator) -> Operator:
-    shape = draw_tokens(rng)
-    index = str(TensorType("int64", (), True, "0"))
-    return _node("Gather", [_f(shape), index], [_f((shape[0], shape[2]))], axis=1)
+    """One token of many, or one of the parts that a reshape made."""
+    tensor, index = _either(rng), str(TensorType("int64", (), True, "0"))
+    shape: Shape = draw_tokens(rng)
+    axis = 1
+    if rng.random() < 0.5:
+        _, channels, height, width = draw_map(rng)
+        shape, axis = pick(rng, (((1, max(channels // 2, 1), 2, height, width), 2), ((1, channels, height, width), 1)))
+    out = tuple(size for place, size in enumerate(shape) if place != axis)
+    return _node("Gather", [tensor(shape), index], [tensor(out)], axis=axis)
+
+
+def slow_pool(rng: np.random.Generator) -> Operator:
+    """8-bit pools of a graph whose layout stayed channels first, which have other kernels than those of the rest."""
+    _, channels, height, width = draw_map(rng, smallest=3)
+    kernel, stride, pad = pick(rng, ((2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (5, 1, 2)))
+    shape = (1, channels, max(height, kernel), max(width, kernel))
+    sides = [(size + 2 * pad - kernel) // stride + 1 for size in shape[2:]]
+    window: dict[str, Any] = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+    kind = rng.random()
+    if kind < 0.5:
+        tensor = _u if rng.random() < 0.7 else _s
+        return _node("MaxPool", [tensor(shape)], [tensor((1, channels, *sides))], 12, **window)
+    inputs = [_u(shape), *_SCALE, *_SCALE]
+    if kind < 0.75:
+        return _microsoft("QLinearAveragePool", inputs, [_u((1, channels, *sides))], channels_last=0, **window)
+    return _microsoft("QLinearGlobalAveragePool", inputs, [_u((1, channels, 1, 1))], channels_last=0)
 
 
 def expand(rng: np.random.Generator) -> Operator:

@@ -1,0 +1,64 @@
+"""Whole networks, run where operators are measured: what a sum of kernels misses is learnt from them."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hwcost.files import write_atomically
+from hwcost.model import read_model
+from hwcost.onnxfile import example_feeds, load_model
+from hwcost.prior.networks import random_network
+from hwcost.profiles import Network, Part
+from hwcost.runtime import INT8_STYLES, quantised, time_model
+from hwcost.space import Layer
+
+DEFAULT_NETWORKS: Final = 14
+_TIME_S: Final = 0.25
+
+
+@dataclass(frozen=True)
+class WholeNetwork:
+    """A network on disk, and the kernels that this machine executes for it, in order."""
+
+    name: str
+    path: Path
+    layers: tuple[Layer, ...]
+
+    def measured(self, samples_s: Sequence[float]) -> Network:
+        """What a profile keeps of it; `samples_s` are the passes' minima, seconds per call."""
+        parts = Counter(self.layers)
+        return Network(
+            name=self.name,
+            parts=tuple(
+                Part(operator=op, precision=precision, count=count) for (op, precision), count in parts.items()
+            ),
+            samples_s=tuple(samples_s),
+        )
+
+
+def whole_networks(folder: Path, count: int, seed: int) -> Iterator[WholeNetwork]:
+    """`count` random networks in float, and each in int8 in one of the usual styles; written to `folder`."""
+    for index in range(count):
+        model = random_network(seed, index)
+        name = f"network {seed}/{index}"
+        path = folder / f"{index}.onnx"
+        write_atomically(path, model.SerializeToString())
+        yield _read(f"{name} float", path)
+        style = tuple(INT8_STYLES)[index % len(INT8_STYLES)]
+        narrow = folder / f"{index}.int8.onnx"
+        write_atomically(narrow, quantised(model, example_feeds(load_model(path), seed), style).SerializeToString())
+        yield _read(f"{name} int8 {style}", narrow)
+
+
+def _read(name: str, path: Path) -> WholeNetwork:
+    found = read_model(path)
+    return WholeNetwork(name, path, tuple((op, precision) for _, op, precision in found.layers))
+
+
+def time_network(network: WholeNetwork, threads: int, seed: int) -> float:
+    """Seconds of one call, the minimum of one pass in a session of its own."""
+    feeds = example_feeds(load_model(network.path), seed)
+    latency_s, _ = time_model(network.path, feeds, threads=threads, seconds=_TIME_S, passes=1)
+    return latency_s
