@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hwcost.check import Prediction as Prediction
     from hwcost.check import check_model as check_model
     from hwcost.check import predict_model as predict_model
+    from hwcost.compare import Comparison as Comparison
+    from hwcost.compare import compare_profiles as compare_profiles
     from hwcost.console import note as note
     from hwcost.console import print_json as print_json
     from hwcost.console import print_table as print_table
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from hwcost.fit import fit_profile as fit_profile
     from hwcost.fit import read_fit as read_fit
     from hwcost.fit import write_fit as write_fit
+    from hwcost.importing import import_profile as import_profile
     from hwcost.layer import CostLayer as CostLayer
     from hwcost.lookup import METRICS as METRICS
     from hwcost.lookup import LookupTable as LookupTable
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from hwcost.machine import detect_machine as detect_machine
     from hwcost.model import ModelLayers as ModelLayers
     from hwcost.model import read_model as read_model
+    from hwcost.notation import parse_key as parse_key
     from hwcost.ops import FLOAT as FLOAT
     from hwcost.ops import INT8 as INT8
     from hwcost.ops import Boundary as Boundary
@@ -80,6 +84,7 @@ if TYPE_CHECKING:
     from hwcost.space import Layer as Layer
     from hwcost.space import SearchSpace as SearchSpace
     from hwcost.space import Stage as Stage
+    from hwcost.tables import write_table as write_table
     from hwcost.units import format_bytes as format_bytes
     from hwcost.units import format_joules as format_joules
     from hwcost.units import format_seconds as format_seconds
@@ -166,6 +171,11 @@ _PUBLIC: dict[str, str] = {
     "Check": "hwcost.check",
     "predict_model": "hwcost.check",
     "check_model": "hwcost.check",
+    "Comparison": "hwcost.compare",
+    "compare_profiles": "hwcost.compare",
+    "import_profile": "hwcost.importing",
+    "parse_key": "hwcost.notation",
+    "write_table": "hwcost.tables",
 }
 
 

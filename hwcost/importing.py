@@ -13,9 +13,9 @@ from typing import Final
 
 from hwcost.errors import TableError
 from hwcost.features import family
-from hwcost.ops import PRECISIONS, Precision
+from hwcost.ops import PRECISIONS, Conv, Gemm, Precision
 from hwcost.profiles import Int8Form, Machine, Profile, Realisation, Row
-from hwcost.space import SearchSpace
+from hwcost.space import Layer, SearchSpace
 from hwcost.tables import read_rows
 
 ASSUMED_NOISE: Final = 0.10
@@ -49,11 +49,11 @@ def import_profile(
     held = _held_wider(distinct)
     widths = [math.sqrt(row.interval_s[1] / row.interval_s[0]) - 1 for row in distinct]
     noise_floor = min(ASSUMED_NOISE, median(widths)) if noise is None else noise
-    said = "from the intervals of the table, or assumed" if noise is None else "as given"
     notes = [
         f"imported from {path.name}, not measured here",
-        f"noise floor {noise_floor:.1%}: {said}; the interval of a row that has none is "
-        f"{ASSUMED_NOISE if noise is None else noise:.1%} either way",
+        f"noise {noise:.1%}, as given; so are the intervals that the table does not give"
+        if noise is not None
+        else f"noise {noise_floor:.1%} from the table's intervals; {ASSUMED_NOISE:.0%} is assumed where it gives none",
         f"one call without operators: {'assumed, the table does not say' if overhead_s is None else 'as given'}",
     ]
     if len(distinct) < len(rows):
@@ -91,9 +91,9 @@ def missing_for_search(profile: Profile) -> tuple[str, ...]:
 
 def _fastest(rows: Sequence[Row]) -> tuple[Row, ...]:
     """One row per operator and precision, in the order of the first; the latencies of repeated ones are its samples."""
-    groups: dict[tuple[str, Precision], list[Row]] = {}
+    groups: dict[Layer, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.row_key, []).append(row)
+        groups.setdefault(row.layer, []).append(row)
     return tuple(_fastest_of(group) for group in groups.values())
 
 
@@ -105,11 +105,11 @@ def _fastest_of(group: Sequence[Row]) -> Row:
 
 
 def _held_wider(rows: Sequence[Row]) -> tuple[Realisation, ...]:
-    """How weights below 8 bits run where a kind of operator has no row of that width: any runtime can hold them in a
-    wider one, which costs what that one costs."""
+    """How weights below 8 bits run where a kind of layer has no row of that width: any runtime can hold them in a wider
+    one, which costs what that one costs."""
     had: dict[str, set[Precision]] = {}
     for row in rows:
-        if row.operator.weights:
+        if isinstance(row.operator, Conv | Gemm):
             had.setdefault(row.operator.kind, set()).add(row.precision)
     held = []
     for kind, precisions in had.items():

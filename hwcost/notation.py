@@ -14,13 +14,14 @@ from functools import cache
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
 
 from hwcost.errors import FieldError, InvalidOperatorError
 from hwcost.ops import Operator
 
 KINDS: Final[dict[str, type[Any]]] = {cls.kind: cls for cls in get_args(get_args(Operator)[0])}
 """`conv`, `gemm`, ... -> the dataclass."""
+
+_ANYTHING: Final = TypeAdapter[Any](Any)
 
 Cell = str | int | float | bool | None
 """What a table can hold; None is blank."""
@@ -86,7 +87,7 @@ def cell(value: Any) -> Cell:
         return value if value and plain else json.dumps(value)
     if isinstance(value, tuple) and value and all(type(part) is int and part >= 0 for part in value):
         return "x".join(map(str, value))
-    return json.dumps(to_jsonable_python(value))
+    return _ANYTHING.dump_json(value).decode()
 
 
 def text_of(content: str) -> str:

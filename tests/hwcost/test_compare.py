@@ -40,7 +40,7 @@ def times(row: Row, factor: float) -> Row:
 
 def one_row(profile: Profile, op: Operator, precision: Precision, factor: float) -> Profile:
     """One row `factor` times slower."""
-    rows = [times(row, factor) if row.row_key == (key(op), precision) else row for row in profile.rows]
+    rows = [times(row, factor) if row.layer == (op, precision) else row for row in profile.rows]
     return changed(profile, rows=tuple(rows))
 
 
@@ -83,9 +83,9 @@ def test_the_operator_that_disagrees_most_stands_first_whatever_the_speed() -> N
 
 
 def test_int8_gains_of_opposite_sign_are_found_and_clear_ones_told() -> None:
-    by_key = {row.row_key: row for row in FIRST.rows}
+    by_layer = {row.layer: row for row in FIRST.rows}
     conv = max((op for op in OPS if isinstance(op, Conv)), key=lambda op: op.macs)
-    gain = by_key[key(conv), FLOAT].latency_s / by_key[key(conv), INT8].latency_s
+    gain = by_layer[conv, FLOAT].latency_s / by_layer[conv, INT8].latency_s
     assert gain > 1.1
     for factor, clear in ((2.0, True), (1.01, False)):
         other = one_row(FIRST, conv, INT8, gain * factor)

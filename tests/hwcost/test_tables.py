@@ -142,7 +142,7 @@ def test_cells_are_read_back_typed_and_as_text(op: Operator) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-@given(found=st.lists(rows(), min_size=1, max_size=8, unique_by=lambda row: row.row_key))
+@given(found=st.lists(rows(), min_size=1, max_size=8, unique_by=lambda row: row.layer))
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_table_is_read_back_exactly(tmp_path: Path, suffix: str, found: list[Row]) -> None:
     path = tmp_path / f"t{suffix}"
