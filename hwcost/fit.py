@@ -17,18 +17,19 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from threadpoolctl import threadpool_limits
 
 from hwcost.archive import pack, unpack
 from hwcost.errors import FitError, HwcostError, first_fault
-from hwcost.features import FEATURE_NAMES, SIZE_FEATURES, column, family, feature_matrix
+from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.files import write_atomically
 from hwcost.ops import Precision
 from hwcost.predictors import load_predictor, predictor_names
-from hwcost.predictors.base import Calibration, Estimate, Predictor, State, Values, prefixed, take, unprefixed
+from hwcost.predictors.base import Calibration, Estimate, Predictor, Spread, State, Values, prefixed, take, unprefixed
 from hwcost.profiles import PrecisionField, Profile, Row, Source
 
-# 1: first version.
-FIT_VERSION: Final = 1
+# 1: first version. 2: features by tile, widths by way and latency.
+FIT_VERSION: Final = 2
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -42,7 +43,8 @@ Progress = Callable[[int, int, str], None]
 
 
 class PredictorErrors(BaseModel):
-    """Held-out errors of one predictor as shares of the true latency; `spearman` is None with fewer than 3 rows."""
+    """Held-out errors of one predictor as shares of the true latency; `bias` is the error of the sum over all rows, and
+    `spearman` None with fewer than 3 rows."""
 
     model_config = _STRICT
 
@@ -51,6 +53,7 @@ class PredictorErrors(BaseModel):
     rmspe: float
     within_5: float
     within_10: float
+    bias: float
     spearman: float | None
 
 
@@ -58,7 +61,8 @@ class FamilyReport(BaseModel):
     """One family at one realised precision: how many rows, what was chosen, how all predictors did when held out.
 
     `errors` is empty when the rows are too few (or too alike) to hold any out; `skipped` says why a predictor is
-    absent. `interval` is the half-width of the interval, as a share.
+    absent. `interval` is the half-width of the interval, as a share, in the median over the rows; `coverage` the share
+    of rows whose interval, calibrated on the other folds, held them.
     """
 
     model_config = _STRICT
@@ -69,6 +73,7 @@ class FamilyReport(BaseModel):
     sources: tuple[Source, ...] = Field(min_length=1)
     chosen: str
     interval: float = Field(ge=0)
+    coverage: float | None = None
     errors: tuple[PredictorErrors, ...] = ()
     skipped: dict[str, str] = {}
 
@@ -79,7 +84,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[1] = FIT_VERSION
+    version: Literal[2] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int
@@ -151,10 +156,12 @@ def fit_profile(
     for row in profile.rows:
         groups[family(row.operator), profile.realised_as(row.operator, row.precision)].append(row)
     families: list[FittedFamily] = []
-    for (name, precision), rows in sorted(groups.items()):
-        families.append(_fit_family(name, precision, rows, profile, classes, seed, folds))
-        if progress is not None:
-            progress(len(families), len(groups), f"{name} {precision}")
+    # Many small problems: threads cost more than they bring, and would sum in an order of their own.
+    with threadpool_limits(limits=1):
+        for (name, precision), rows in sorted(groups.items()):
+            families.append(_fit_family(name, precision, rows, profile, classes, seed, folds))
+            if progress is not None:
+                progress(len(families), len(groups), f"{name} {precision}")
     return Fit(profile.device, profile.digest, seed, folds, tuple(families))
 
 
@@ -172,7 +179,7 @@ def _fit_family(
     seed: int,
     folds: int,
 ) -> FittedFamily:
-    features = feature_matrix((row.operator, precision) for row in rows)
+    features = feature_matrix(((row.operator, precision) for row in rows), hardware_of(profile.machine))
     latency_s = np.array([row.latency_s for row in rows])
     held_out = _folds(features, folds, _generator(seed, name, precision))
     residuals: dict[str, Values] = {}
@@ -185,14 +192,17 @@ def _fit_family(
     errors = tuple(_errors(predictor, residual, latency_s) for predictor, residual in residuals.items())
     chosen = _choose(residuals)
     fitted = classes[chosen].fit(features, latency_s, _generator(seed, name, precision, chosen))
-    calibration = Calibration.of(features, residuals.get(chosen, np.zeros(0)), profile.noise_floor, _systematic(rows))
+    residual = residuals.get(chosen, np.zeros(0))
+    log_latency = np.log(latency_s)[: len(residual)] + residual
+    calibration = Calibration.of(features, residual, profile.noise_floor, _systematic(rows), log_latency)
     report = FamilyReport(
         family=name,
         precision=precision,
         rows=len(rows),
         sources=tuple(sorted({row.source for row in rows})),
         chosen=chosen,
-        interval=math.expm1(calibration.log_width + max(calibration.systematic)),
+        interval=math.expm1(_typical_width(calibration, features, np.log(latency_s)) + max(calibration.systematic)),
+        coverage=_coverage(features, residual, latency_s, held_out, profile.noise_floor),
         errors=errors,
         skipped=skipped,
     )
@@ -235,6 +245,25 @@ def _held_out_residuals(
     return residuals
 
 
+def _typical_width(calibration: Calibration, features: Values, log_latency: Values) -> float:
+    return float(np.median(calibration.widths(features, log_latency)))
+
+
+def _coverage(
+    features: Values, residual: Values, latency_s: Values, held_out: tuple[NDArray[np.bool_], ...], floor: float
+) -> float | None:
+    """The share of rows within the interval that the residuals of the other folds give; None with too few rows."""
+    if len(residual) < 10 or len(held_out) < 2:
+        return None
+    log_latency = np.log(latency_s) + residual
+    inside = np.zeros(len(residual), dtype=bool)
+    for mask in held_out:
+        rest = ~mask
+        calibration = Calibration.of(features[rest], residual[rest], floor, log_latency=log_latency[rest])
+        inside[mask] = np.abs(residual[mask]) <= calibration.widths(features[mask], log_latency[mask])
+    return float(inside.mean())
+
+
 def _errors(predictor: str, residuals: Values, latency_s: Values) -> PredictorErrors:
     relative = np.abs(np.expm1(np.clip(residuals, -50, 50)))
     predicted = np.exp(residuals) * latency_s
@@ -244,6 +273,7 @@ def _errors(predictor: str, residuals: Values, latency_s: Values) -> PredictorEr
         rmspe=float(np.sqrt((relative**2).mean())),
         within_5=float((relative <= 0.05).mean()),
         within_10=float((relative <= 0.10).mean()),
+        bias=float(predicted.sum() / latency_s.sum() - 1.0),
         spearman=spearman(predicted, latency_s),
     )
 
@@ -304,7 +334,10 @@ def write_fit(fit: Fit, path: Path) -> None:
         prefix = f"{entry.report.family}/{entry.report.precision}"
         arrays |= prefixed(f"{prefix}/predictor", entry.predictor.state())
         calibration = entry.calibration
-        arrays[f"{prefix}/calibration.widths"] = np.array([calibration.log_width, *calibration.systematic])
+        widths = [calibration.log_width, calibration.floor, *calibration.systematic]
+        arrays[f"{prefix}/calibration.widths"] = np.array(widths)
+        arrays[f"{prefix}/calibration.ways"] = calibration.spread.ways
+        arrays[f"{prefix}/calibration.knots"] = calibration.spread.knots
         arrays[f"{prefix}/calibration.range"] = np.stack([calibration.lows, calibration.highs])
     head = _Head(
         device=fit.device,
@@ -342,6 +375,9 @@ def read_fit(path: Path) -> Fit:
 def _restore(report: FamilyReport, arrays: State) -> FittedFamily:
     prefix = f"{report.family}/{report.precision}"
     predictor = load_predictor(report.chosen).from_state(unprefixed(f"{prefix}/predictor", arrays))
-    widths = take(arrays, f"{prefix}/calibration.widths", 3).tolist()
-    lows, highs = take(arrays, f"{prefix}/calibration.range", 2, len(FEATURE_NAMES))
-    return FittedFamily(report, predictor, Calibration(widths[0], (widths[1], widths[2]), lows, highs))
+    width, floor, below, above = take(arrays, f"{prefix}/calibration.widths", 4).tolist()
+    lows, highs = take(arrays, f"{prefix}/calibration.range", 2, len(RANGE_FEATURES))
+    spread = Spread(
+        take(arrays, f"{prefix}/calibration.ways", None), take(arrays, f"{prefix}/calibration.knots", 2, None)
+    )
+    return FittedFamily(report, predictor, Calibration(width, (below, above), lows, highs, spread, floor))

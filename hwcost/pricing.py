@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from hwcost.errors import FitError, UnknownOperatorError
-from hwcost.features import family, feature_matrix
+from hwcost.features import family, feature_matrix, hardware_of
 from hwcost.fit import Fit, fit_path, read_fit
 from hwcost.ops import Operator, Precision, key
 from hwcost.profiles import Profile, Source, read_profile

@@ -115,9 +115,21 @@ def show_fit(profile: Profile, fit: "Fit", path: Path) -> None:
                 _percent(chosen.within_10 if chosen else None),
                 *(_percent(errors[name].mape if name in errors else None) for name in ("flops", "roofline")),
                 _half_width(entry.interval),
+                _percent(entry.coverage),
             )
         )
-    columns = ("family", "precision", "rows", "chosen", "its error", "within 10 %", "flops", "roofline", "interval")
+    columns = (
+        "family",
+        "precision",
+        "rows",
+        "chosen",
+        "its error",
+        "within 10 %",
+        "flops",
+        "roofline",
+        "interval",
+        "held by it",
+    )
     print_table(f"{profile.device}: mean errors on held-out operators; kept in {path}", columns, rows)
     if profile.sources == ("measured",):
         print(f"noise floor of the measurements: {_percent(profile.noise_floor)}")

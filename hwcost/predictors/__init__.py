@@ -15,6 +15,7 @@ BUILT_IN: dict[str, str] = {
     "flops": "hwcost.predictors.linear:FlopsPredictor",
     "roofline": "hwcost.predictors.roofline:RooflinePredictor",
     "linear": "hwcost.predictors.linear:LinearPredictor",
+    "tiled": "hwcost.predictors.linear:TiledPredictor",
     "forest": "hwcost.predictors.forest:ForestPredictor",
     "boosted": "hwcost.predictors.boosted:BoostedPredictor",
     "mlp": "hwcost.predictors.mlp:MlpPredictor",

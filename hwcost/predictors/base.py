@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwcost.errors import FitError
-from hwcost.features import FEATURE_NAMES, SIZE_FEATURES, column
+from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, WAYS, column, way_of
 
 Values = NDArray[np.float64]
 State = dict[str, np.ndarray]
@@ -25,7 +25,11 @@ COVERAGE = 0.90
 
 _LOG_RANGE = (math.log(1e-10), math.log(1e5))
 _TOLERANCE = 0.25  # how far outside the fitted range (natural log) an operator may lie before it is an extrapolation
-_SIZE_COLUMNS = [column(name) for name in SIZE_FEATURES]
+_RANGE_COLUMNS = [column(name) for name in RANGE_FEATURES]
+_SIZES = len(SIZE_FEATURES)  # the first of the range
+_KNOTS = 6
+_ROWS_PER_KNOT = 25
+_PRIOR_ROWS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,53 +43,124 @@ class Estimate:
 
 
 @dataclass(frozen=True, eq=False)
+class Spread:
+    """How much larger or smaller errors are than those of the whole family: by way of computing, and by latency.
+
+    `ways`: [1 + ways]. `knots`: [2, knots], logarithms of latencies (rising) and factors between which to interpolate.
+    """
+
+    ways: Values
+    knots: Values
+
+    def __post_init__(self) -> None:
+        rising = self.knots.ndim == 2 and len(self.knots) == 2 and (np.diff(self.knots[0]) >= 0).all()
+        if (
+            not rising
+            or self.ways.shape != (1 + len(WAYS),)
+            or not (self.ways > 0).all()
+            or not (self.knots[1] > 0).all()
+        ):
+            raise FitError(
+                "the spread of a calibration has positive factors at rising latencies: run `hwcost fit` again"
+            )
+
+    @classmethod
+    def even(cls) -> "Spread":
+        """The same everywhere."""
+        return cls(np.ones(1 + len(WAYS)), np.array([[0.0], [1.0]]))
+
+    @classmethod
+    def of(cls, features: Values, log_latency: Values, log_residuals: Values) -> "Spread":
+        """From held-out residuals at predicted latencies; even where they are few."""
+        error = np.abs(log_residuals)
+        mean = float(error.mean()) if len(error) else 0.0
+        if len(error) < 2 * _ROWS_PER_KNOT or mean == 0:
+            return cls.even()
+        way = way_of(features)
+        counts = np.bincount(way, minlength=1 + len(WAYS))
+        sums = np.bincount(way, weights=error, minlength=1 + len(WAYS))
+        ways = (sums + _PRIOR_ROWS * mean) / (counts + _PRIOR_ROWS) / mean
+        parts = np.array_split(np.argsort(log_latency, kind="stable"), min(_KNOTS, len(error) // _ROWS_PER_KNOT))
+        scaled = error / (mean * ways[way])
+        factors = [(scaled[part].sum() + _PRIOR_ROWS) / (len(part) + _PRIOR_ROWS) for part in parts]
+        return cls(ways, np.array([[float(log_latency[part].mean()) for part in parts], factors]))
+
+    def at(self, features: Values, log_latency: Values) -> Values:
+        """The factor at each operator."""
+        factor: Values = self.ways[way_of(features)] * np.interp(log_latency, *self.knots)
+        return factor
+
+
+def conformal_width(scores: Values) -> float:
+    """The conformal quantile of absolute errors, rank ceil((m + 1) * COVERAGE); with too few for that rank the largest
+    one, stretched by what is missing; with none a factor of two."""
+    count = len(scores)
+    if count == 0:
+        return math.log(2.0)
+    rank = math.ceil((count + 1) * COVERAGE)
+    return float(np.sort(scores)[min(rank, count) - 1]) * max(1.0, rank / count)
+
+
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """How far off a predictor is, in natural logarithms of the latency.
 
-    `log_width`: half-width that held `COVERAGE` of the held-out rows. `systematic`: (below, above), added for rows
-    that were not measured, whose error all rows share. `lows`, `highs`: the fitted range of each feature, [features];
-    outside it the interval widens by its own width per octave, and the estimate is flagged.
+    `log_width`: half-width that held `COVERAGE` of the held-out rows, where `spread` is 1; never below `floor`.
+    `systematic`: (below, above), added for rows that were not measured, whose error all rows share. `lows`, `highs`:
+    the fitted range of `RANGE_FEATURES`; outside it the interval widens by its own width per octave, and the estimate
+    is flagged.
     """
 
     log_width: float
     systematic: tuple[float, float]
     lows: Values
     highs: Values
+    spread: Spread
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers = (self.log_width, *self.systematic, *self.lows, *self.highs)
+        numbers = (self.log_width, self.floor, *self.systematic, *self.lows, *self.highs)
         if (
             not np.isfinite(numbers).all()
-            or min(self.log_width, *self.systematic) < 0
+            or min(self.log_width, self.floor, *self.systematic) < 0
             or (self.lows > self.highs).any()
         ):
             raise FitError(f"a calibration has finite widths of at least 0 and rising ranges, got {self}")
 
     @classmethod
     def of(
-        cls, features: Values, log_residuals: Values, floor: float = 0.0, systematic: tuple[float, float] = (0.0, 0.0)
+        cls,
+        features: Values,
+        log_residuals: Values,
+        floor: float = 0.0,
+        systematic: tuple[float, float] = (0.0, 0.0),
+        log_latency: Values | None = None,
     ) -> "Calibration":
         """From the features fitted on [rows, features] and the held-out residuals [m], log predicted - log true.
 
-        The width is the conformal quantile, rank ceil((m + 1) * COVERAGE); with too few residuals for that rank it is
-        the largest one, stretched by what is missing; with none, a factor of two. It is at least `floor`.
+        With the held-out predictions `log_latency` [rows] the width follows what errors depend on.
         """
-        count = len(log_residuals)
-        if count == 0:
-            width = math.log(2.0)
-        else:
-            rank = math.ceil((count + 1) * COVERAGE)
-            width = float(np.sort(np.abs(log_residuals))[min(rank, count) - 1]) * max(1.0, rank / count)
-        return cls(max(width, floor), systematic, features.min(axis=0), features.max(axis=0))
+        spread, scores = Spread.even(), np.abs(log_residuals)
+        if log_latency is not None and len(log_residuals):
+            spread = Spread.of(features, log_latency, log_residuals)
+            scores = scores / spread.at(features, log_latency)
+        fitted = features[:, _RANGE_COLUMNS]
+        width = max(conformal_width(scores), floor)
+        return cls(width, systematic, fitted.min(axis=0), fitted.max(axis=0), spread, floor)
+
+    def widths(self, features: Values, log_latency: Values) -> Values:
+        """Half-widths within the fitted range, [operators]."""
+        return np.maximum(self.log_width * self.spread.at(features, log_latency), self.floor)
 
     def estimate(self, features: Values, log_latency: Values) -> Estimate:
         """The interval around predictions, by how far each operator lies outside the fitted range."""
-        outside = np.maximum(np.maximum(self.lows - features, features - self.highs), 0.0)
+        seen = features[:, _RANGE_COLUMNS]
+        outside = np.maximum(np.maximum(self.lows - seen, seen - self.highs), 0.0)
         farthest = outside.max(axis=1)
-        octaves = np.maximum(outside[:, _SIZE_COLUMNS].max(axis=1), np.minimum(farthest, 1.0)) / math.log(2.0)
+        octaves = np.maximum(outside[:, :_SIZES].max(axis=1), np.minimum(farthest, 1.0)) / math.log(2.0)
         extrapolated = farthest > _TOLERANCE
-        width = self.log_width * (1.0 + np.where(extrapolated, octaves, 0.0))
         log_latency = np.clip(log_latency, *_LOG_RANGE)
+        width = self.widths(features, log_latency) * (1.0 + np.where(extrapolated, octaves, 0.0))
         low = np.exp(np.clip(log_latency - width - self.systematic[0], *_LOG_RANGE))
         high = np.exp(np.clip(log_latency + width + self.systematic[1], *_LOG_RANGE))
         return Estimate(np.exp(log_latency), low, high, extrapolated)

@@ -8,9 +8,10 @@ import json
 import numpy as np
 
 from hwcost.predictors.base import Values
-from hwcost.predictors.forest import Trees, TreesPredictor
+from hwcost.predictors.forest import Trees, TreesPredictor, mean_of
 
 _ROUNDS = 120
+_BAGS = 2
 _PARAMETERS = {
     "objective": "reg:squarederror",
     "base_score": 0.0,
@@ -35,9 +36,11 @@ class BoostedPredictor(TreesPredictor):
         import xgboost
 
         data = xgboost.DMatrix(inputs.astype(np.float32), label=residual, nthread=1)
-        seed = int(generator.integers(2**31))
-        booster = xgboost.train({**_PARAMETERS, "seed": seed}, data, num_boost_round=_ROUNDS)
-        self.trees = _copy(bytes(booster.save_raw("json")))
+        bags = [
+            xgboost.train({**_PARAMETERS, "seed": int(generator.integers(2**31))}, data, num_boost_round=_ROUNDS)
+            for _ in range(_BAGS)
+        ]
+        self.trees = mean_of([_copy(bytes(bag.save_raw("json"))) for bag in bags])
 
 
 def _copy(document: bytes) -> Trees:

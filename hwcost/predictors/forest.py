@@ -4,15 +4,15 @@ scikit-learn (as xgboost, in `boosted`) is needed to fit only: the fitted trees 
 predictor does not depend on a library's version, and nothing is unpickled.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwcost.errors import FitError
-from hwcost.features import FEATURE_NAMES
 from hwcost.predictors.base import State, Values, take
-from hwcost.predictors.roofline import ResidualPredictor
+from hwcost.predictors.residual import ResidualPredictor
 
 _TREES = 60
 
@@ -67,6 +67,21 @@ class Trees:
         return cls(roots, compared, thresholds, left, right, values)
 
 
+def mean_of(bags: Sequence[Trees]) -> Trees:
+    """The mean of several sums of trees, as one sum."""
+    offsets = np.cumsum([0, *(len(trees.columns) for trees in bags[:-1])]).astype(np.int32)
+    moved = [
+        (trees.roots + offset, trees.left + offset, trees.right + offset)
+        for trees, offset in zip(bags, offsets, strict=True)
+    ]
+    roots, left, right = (np.concatenate(arrays) for arrays in zip(*moved, strict=True))
+    columns, thresholds = (
+        np.concatenate([getattr(trees, name) for trees in bags]) for name in ("columns", "thresholds")
+    )
+    values = np.concatenate([trees.values for trees in bags]) / np.float32(len(bags))
+    return Trees(roots, columns, thresholds, left, right, values.astype(np.float32))
+
+
 class TreesPredictor(ResidualPredictor):
     """Base of the two tree learners: `trees` add up to the residual."""
 
@@ -80,7 +95,7 @@ class TreesPredictor(ResidualPredictor):
         return self.trees.state()
 
     def restore(self, state: State) -> None:
-        self.trees = Trees.from_state(state, len(FEATURE_NAMES) + 1)
+        self.trees = Trees.from_state(state, len(self.columns))
 
 
 class ForestPredictor(TreesPredictor):

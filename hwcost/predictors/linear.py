@@ -1,6 +1,6 @@
-"""Two plain models: proportional to the work (the baseline everybody starts with), and a sum of counts.
+"""Three plain models: proportional to the work (the baseline everybody starts with), and two sums of counts.
 
-The sum has non-negative coefficients, so that it stays positive and grows with every count, also where nothing was
+A sum has non-negative coefficients, so that it stays positive and grows with every count, also where nothing was
 profiled: t = sum_i c_i x_i, c_i >= 0, least squares on the relative error.
 """
 
@@ -9,8 +9,9 @@ from typing import Self
 
 import numpy as np
 
-from hwcost.features import column
+from hwcost.features import WAYS, column, way_of
 from hwcost.predictors.base import Predictor, State, Values, take
+from hwcost.tiling import WORK
 
 _COUNTS = (
     ("log_macs",),
@@ -24,7 +25,6 @@ _COUNTS = (
 """Each count as the product of the features named; the last two: elements of the unfolded input, and of all windows."""
 
 _RIDGE = 1e-6
-_SWEEPS = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +61,32 @@ def _counts(features: Values) -> Values:
     return np.column_stack([np.ones(len(features)), *columns])
 
 
-def _non_negative(design: Values, target: Values) -> Values:
-    """argmin |design c - target|^2 + ridge |c|^2 over c >= 0, by cyclic coordinate descent (convex: it converges)."""
-    gram = design.T @ design + _RIDGE * len(design) * np.eye(design.shape[1])
-    moment = design.T @ target
-    solution = np.zeros(design.shape[1])
-    for _ in range(_SWEEPS):
-        before = solution.copy()
-        for index in range(len(solution)):
-            rest = moment[index] - gram[index] @ solution + gram[index, index] * solution[index]
-            solution[index] = max(rest / gram[index, index], 0.0)
-        if np.abs(solution - before).max() <= 1e-9 * max(np.abs(solution).max(), 1e-30):
+def _non_negative(gram: Values, moment: Values) -> Values:
+    """argmin c' gram c / 2 - moment' c over c >= 0 for a positive definite gram: the active set of Lawson and Hanson,
+    Solving Least Squares Problems (1974), chapter 23."""
+    size = len(moment)
+    solution, free = np.zeros(size), np.zeros(size, dtype=bool)
+    tolerance = 1e-10 * max(float(np.abs(moment).max(initial=0.0)), 1e-300)
+    for _ in range(3 * size):
+        slope = np.where(free, -np.inf, moment - gram @ solution)
+        if slope.max() <= tolerance:
             break
-    return solution
+        free[slope.argmax()] = True
+        while True:
+            trial = np.zeros(size)
+            trial[free] = np.linalg.solve(gram[np.ix_(free, free)], moment[free])
+            below = free & (trial <= 0)
+            if not below.any():
+                break
+            step = float((solution[below] / (solution[below] - trial[below])).min())
+            solution = np.maximum(solution + step * (trial - solution), 0.0)
+            solution[below & (solution <= 1e-15 * solution.max())] = 0.0
+            free &= solution > 0
+            if not free.any():
+                break
+        solution = trial
+    result: Values = solution
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +102,9 @@ class LinearPredictor(Predictor):
         cls.check_rows(features, latency_s)
         relative = _counts(features) / latency_s[:, None]
         scale = np.sqrt((relative**2).mean(axis=0))
-        return cls(_non_negative(relative / scale, np.ones(len(features))) / scale)
+        design = relative / scale
+        gram = design.T @ design + _RIDGE * len(design) * np.eye(len(scale))
+        return cls(_non_negative(gram, design.sum(axis=0)) / scale)
 
     def log_latency(self, features: Values) -> Values:
         return np.log(_counts(features) @ self.coefficients)
@@ -100,3 +115,90 @@ class LinearPredictor(Predictor):
     @classmethod
     def from_state(cls, state: State) -> Self:
         return cls(take(state, "coefficients", 1 + len(_COUNTS)))
+
+
+_TERMS = (
+    "log_read_bytes",
+    "log_output_bytes",
+    "log_weight_bytes",
+    "log_input_elements",
+    "log_output_elements",
+    "log_window_elements",
+    "log_runs",
+    "log_planes",
+    "log_spilled_l1",
+    "log_spilled_l2",
+    "log_spilled_l3",
+    *(f"log_{name}" for name in WORK),
+)
+_TERM_COLUMNS = [column(name) for name in _TERMS]
+_ROBUST = 0.03
+_ROUNDS = 6
+_SHRINKAGE = 0.05
+_LEAST_S = 1e-7
+
+
+@dataclass(frozen=True, eq=False)
+class TiledPredictor(Predictor):
+    """A sum over what the kernels loop over (`hwcost.tiling`), each algorithm with seconds per count of its own.
+
+    `coefficients` [1 + ways, 1 + terms]: the first row is fitted on all rows and serves an algorithm without any; the
+    others are drawn towards it, the more so the fewer their rows. Large errors weigh less (iterated weights).
+    """
+
+    name = "tiled"
+    min_rows = 4
+    coefficients: Values
+
+    @staticmethod
+    def _terms(features: Values) -> Values:
+        """1 and the counts, [rows, 1 + terms]."""
+        logs = features[:, _TERM_COLUMNS]
+        return np.column_stack([np.ones(len(features)), np.where(logs > 0, np.exp(np.minimum(logs, 60.0)), 0.0)])
+
+    @classmethod
+    def fit(cls, features: Values, latency_s: Values, generator: np.random.Generator) -> Self:
+        cls.check_rows(features, latency_s)
+        relative = cls._terms(features) / latency_s[:, None]
+        way = way_of(features)
+        pooled = _robust(relative, np.zeros(relative.shape[1]), _RIDGE * len(relative))
+        coefficients = np.tile(pooled, (1 + len(WAYS), 1))
+        present = [index for index in np.unique(way) if index > 0]
+        for index in present if len(present) > 1 else []:
+            coefficients[index] = _robust(relative[way == index], pooled, _SHRINKAGE)
+        return cls(coefficients)
+
+    def log_latency(self, features: Values) -> Values:
+        seconds = (self._terms(features) * self.coefficients[way_of(features)]).sum(axis=1)
+        logarithms: Values = np.log(np.maximum(seconds, _LEAST_S))
+        return logarithms
+
+    def shares(self, features: Values) -> Values:
+        """What share of the sum each term is, [rows, 1 + terms]."""
+        parts = self._terms(features) * self.coefficients[way_of(features)]
+        result: Values = parts / np.maximum(parts.sum(axis=1, keepdims=True), 1e-30)
+        return result
+
+    def state(self) -> State:
+        return {"coefficients": self.coefficients}
+
+    @classmethod
+    def from_state(cls, state: State) -> Self:
+        return cls(take(state, "coefficients", 1 + len(WAYS), 1 + len(_TERMS)))
+
+
+def _robust(relative: Values, towards: Values, shrinkage: float) -> Values:
+    """Coefficients of counts over seconds [rows, terms] whose sums come near 1, drawn `towards` others."""
+    scale = np.sqrt((relative**2).mean(axis=0))
+    used = scale > 0
+    design, goal = relative[:, used] / scale[used], towards[used] * scale[used]
+    weight = np.ones(len(design))
+    solution = goal
+    for _ in range(_ROUNDS):
+        weighted = design * weight[:, None]
+        gram = weighted.T @ design + shrinkage * np.eye(len(goal))
+        solution = _non_negative(gram, weighted.sum(axis=0) + shrinkage * goal)
+        weight = _ROBUST / np.maximum(np.abs(design @ solution - 1.0), _ROBUST)
+    result = towards.copy()
+    result[used] = solution / scale[used]
+    return result

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from hwcost.predictors.base import State, Values, take
-from hwcost.predictors.roofline import ResidualPredictor
+from hwcost.predictors.residual import ResidualPredictor
 
 _WIDTHS = (32, 16)
 _STEPS = 250

@@ -4,20 +4,16 @@
 
 The fourth-power norm is a maximum with a rounded corner, which makes the three constants fittable by damped least
 squares on log t. Work counts the multiply-accumulates of whole tiles (of 1, 8 or 16 output channels: what fits
-best), since a kernel computes full vectors. A weak prior keeps it sane with one row. The learned predictors start
-from here, or from the sum of counts, and learn the remaining log-residual, so that they fall back to physics where
-they know nothing.
+best), since a kernel computes full vectors. A weak prior keeps it sane with one row.
 """
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from hwcost.features import column
-from hwcost.predictors.base import Predictor, State, Values, prefixed, take, unprefixed
-from hwcost.predictors.linear import LinearPredictor
+from hwcost.predictors.base import Predictor, State, Values, take
 
 _TILES = ("log_macs", "log_macs_tiled_8", "log_macs_tiled_16")
 # Natural logarithms of 1 us, of seconds per operation at 5 GMAC/s, of seconds per byte at 5 GB/s: a small CPU core.
@@ -104,61 +100,3 @@ class RooflinePredictor(Predictor):
     @classmethod
     def from_state(cls, state: State) -> Self:
         return cls(take(state, "theta", 3), int(take(state, "tile").item()) % len(_TILES))
-
-
-_PLAIN: tuple[type[Predictor], ...] = (RooflinePredictor, LinearPredictor)
-
-
-class ResidualPredictor(Predictor):
-    """Base of the learned ones: a fitted plain model, times what is learned of its error.
-
-    The plain model is the roofline, or the sum of counts where that fits the rows better. The learner sees the features
-    and the logarithm of what the plain model says as one more column. Its correction is kept within what was seen while
-    fitting, so it cannot run away outside.
-    """
-
-    def __init__(self, plain: Predictor, limits: Values) -> None:
-        self.plain = plain
-        self.limits = limits
-
-    @classmethod
-    def fit(cls, features: Values, latency_s: Values, generator: np.random.Generator) -> Self:
-        target = cls.check_rows(features, latency_s)
-        candidates: list[Predictor] = [kind.fit(features, latency_s, generator) for kind in _PLAIN]
-        plain = min(candidates, key=lambda model: float(np.abs(target - model.log_latency(features)).mean()))
-        base = plain.log_latency(features)
-        residual = target - base
-        model = cls(plain, np.array([residual.min(), residual.max()]))
-        model.learn(np.column_stack([features, base]), residual, generator)
-        return model
-
-    def log_latency(self, features: Values) -> Values:
-        base = self.plain.log_latency(features)
-        return base + np.clip(self.correction(np.column_stack([features, base])), *self.limits)
-
-    def state(self) -> State:
-        return {"limits": self.limits, **prefixed(self.plain.name, self.plain.state()), **self.learned_state()}
-
-    @classmethod
-    def from_state(cls, state: State) -> Self:
-        found = [kind for kind in _PLAIN if unprefixed(kind.name, state)]
-        kind = found[0] if found else _PLAIN[0]
-        model = cls(kind.from_state(unprefixed(kind.name, state)), take(state, "limits", 2))
-        model.restore(state)
-        return model
-
-    @abstractmethod
-    def learn(self, inputs: Values, residual: Values, generator: np.random.Generator) -> None:
-        """Learn log-residuals [rows] of inputs [rows, features + 1]."""
-
-    @abstractmethod
-    def correction(self, inputs: Values) -> Values:
-        """The learned log-residual, [operators]."""
-
-    @abstractmethod
-    def learned_state(self) -> State:
-        """The arrays of what was learned."""
-
-    @abstractmethod
-    def restore(self, state: State) -> None:
-        """The inverse of `learned_state`."""

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hwcost.energy import ENERGY_LABEL, energy_j, mac_energy_j
-from hwcost.features import FEATURE_NAMES, column, family, feature_matrix, feature_row
-from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision
+from hwcost.features import FEATURE_NAMES, ROUTES, family, feature_matrix
+from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision, bytes_moved
 
 OPERATORS: list[tuple[Operator, str]] = [
     (Conv.square(16, 32, 14, 3), "conv.dense"),
@@ -15,42 +15,89 @@ OPERATORS: list[tuple[Operator, str]] = [
     (Pool.global_average(32, 7, 7), "pool.global_average"),
     (Pool("max", 32, 14, 14, (2, 2), (2, 2)), "pool.max"),
     (Elementwise("add", (1, 16, 14, 14)), "elementwise.add"),
-    (Elementwise("softmax", (10,)), "elementwise.softmax"),
+    (Elementwise("tanh", (10,)), "elementwise.tanh"),
     (Boundary("quantize", (1, 3, 32, 32)), "boundary.quantize"),
     (Boundary("transpose", (1, 3, 32, 32), (0, 2, 3, 1)), "boundary.transpose"),
+    (Node("Softmax", ("float32[1,100]",), ("float32[1,100]",), '{"axis":1}'), "node.Softmax"),
+    (Node("Where", ("bool[]", "float32[2,3]", "=float32[]"), ("float32[2,3]",)), "node.Where"),
+    (Node("ReduceMean", ("float32[1,8,4,4]",), ("float32[1,8]",), '{"axes":[-1,-2],"keepdims":0}'), "node.ReduceMean"),
 ]
+
+
+def _row(op: Operator, precision: Precision) -> dict[str, float]:
+    return dict(zip(FEATURE_NAMES, feature_matrix([(op, precision)])[0].tolist(), strict=True))
 
 
 @pytest.mark.parametrize(("op", "expected"), OPERATORS)
 def test_every_operator_has_a_family_and_a_finite_row(op: Operator, expected: str) -> None:
     assert family(op) == expected
+    assert len(FEATURE_NAMES) == len(set(FEATURE_NAMES))
     for precision in (FLOAT, INT8, Precision(4, 32)):
-        row = feature_row(op, precision)
-        assert len(row) == len(FEATURE_NAMES) == len(set(FEATURE_NAMES))
-        assert np.isfinite(row).all()
+        assert np.isfinite(list(_row(op, precision).values())).all()
+
+
+def test_a_matrix_holds_the_rows_that_its_operators_have_alone() -> None:
+    pairs = [(op, precision) for op, _ in OPERATORS for precision in (FLOAT, INT8)]
+    np.testing.assert_array_equal(feature_matrix(pairs), np.concatenate([feature_matrix([pair]) for pair in pairs]))
 
 
 def test_sizes_are_natural_logarithms_of_the_operators_own_counts() -> None:
     op = Conv.square(12, 20, 14, 3, stride=2)
-    row = feature_row(op, INT8)
-    assert row[column("log_macs")] == pytest.approx(math.log(op.macs))
-    assert row[column("log_macs_tiled_16")] == pytest.approx(math.log(op.macs * 32 / 20))
-    assert row[column("log_reduction")] == pytest.approx(math.log(12 * 9))
-    assert row[column("in_fill_8")] == pytest.approx(12 / 16)
-    assert row[column("out_fill_8")] == pytest.approx(20 / 24)
-    assert row[column("stride")] == 4.0
+    row = _row(op, INT8)
+    assert row["log_macs"] == pytest.approx(math.log(op.macs))
+    assert row["log_macs_tiled_16"] == pytest.approx(math.log(op.macs * 32 / 20))
+    assert row["log_reduction"] == pytest.approx(math.log(12 * 9))
+    assert row["log_input_elements"] == pytest.approx(math.log(op.input_elements))
+    assert row["in_fill_8"] == pytest.approx(12 / 16)
+    assert row["out_fill_8"] == pytest.approx(20 / 24)
+    assert row["stride"] == 4.0
+
+
+def test_bytes_are_those_that_the_operator_moves() -> None:
+    for op, _ in OPERATORS:
+        for precision in (FLOAT, INT8):
+            assert _row(op, precision)["log_bytes"] == pytest.approx(math.log(bytes_moved(op, precision)))
 
 
 def test_tiles_of_a_depthwise_convolution_are_its_channels() -> None:
-    row = feature_row(Conv.square(20, 20, 14, 3, groups=20), INT8)
-    assert row[column("log_macs_tiled_8")] - row[column("log_macs")] == pytest.approx(math.log(24 / 20))
-    assert row[column("depthwise")] == 1.0
+    row = _row(Conv.square(20, 20, 14, 3, groups=20), INT8)
+    assert row["log_macs_tiled_8"] - row["log_macs"] == pytest.approx(math.log(24 / 20))
+    assert row["depthwise"] == 1.0
 
 
-def test_a_transpose_that_keeps_the_innermost_axis_differs_from_one_that_moves_it() -> None:
-    rows = [Boundary("transpose", (1, 8, 4, 4), order) for order in ((0, 2, 1, 3), (0, 2, 3, 1))]
-    moved = [feature_row(op, FLOAT)[column("moved_axis")] for op in rows]
-    assert moved == [0.0, pytest.approx(math.log(16))]
+@pytest.mark.parametrize(
+    ("shape", "permutation", "route", "rows", "columns", "block"),
+    [
+        ((1, 3, 32, 32), (0, 2, 3, 1), "inwards", 3, 1024, 1),
+        ((1, 32, 32, 3), (0, 3, 1, 2), "outwards", 1024, 3, 1),
+        ((1, 8, 4, 16), (0, 2, 1, 3), "outwards", 8, 4, 16),
+        ((1, 2, 29, 14, 14), (0, 2, 1, 3, 4), "outwards", 2, 29, 196),
+        ((5, 1, 1, 7), (0, 3, 1, 2), "copy", 1, 1, 35),
+        ((1, 5, 1, 7), (0, 2, 1, 3), "copy", 1, 1, 35),
+        ((2, 3, 4), (2, 1, 0), "scattered", 2, 4, 1),
+    ],
+)
+def test_a_transpose_is_what_it_moves_once_axes_that_stay_together_are_one(
+    shape: tuple[int, ...], permutation: tuple[int, ...], route: str, rows: int, columns: int, block: int
+) -> None:
+    row = _row(Boundary("transpose", shape, permutation), FLOAT)
+    assert [name for name in ROUTES if row[f"route_{name}"]] == [route]
+    assert row["log_block_bytes"] == pytest.approx(math.log(4 * block))
+    filled = [size / (math.ceil(size / 8) * 8) for size in (rows, columns)]
+    assert sorted((row["rows_fill_8"], row["columns_fill_8"])) == pytest.approx(sorted(filled))
+    assert row["log_planes"] == pytest.approx(math.log(math.prod(shape) / (rows * columns * block)))
+
+
+def test_a_node_is_described_along_the_axis_that_it_works_on() -> None:
+    softmax = Node("Softmax", ("float32[4,10,32]",), ("float32[4,10,32]",), '{"axis":-1}')
+    assert _row(softmax, FLOAT)["log_run"] == pytest.approx(math.log(32))
+    assert _row(softmax, FLOAT)["log_runs"] == pytest.approx(math.log(40))
+    concat = Node("Concat", ("float32[1,8,5,5]", "float32[1,4,5,5]"), ("float32[1,12,5,5]",), '{"axis":1}')
+    assert _row(concat, FLOAT)["log_run"] == pytest.approx(math.log(300))
+    scaled = Node("Mul", ("float32[1,8,5,5]", "float32[1,8,1,1]"), ("float32[1,8,5,5]",))
+    assert _row(scaled, FLOAT)["log_broadcast"] == pytest.approx(math.log(25))
+    product = Node("MatMul", ("float32[1,6,49,32]", "float32[1,6,32,49]"), ("float32[1,6,49,49]",))
+    assert _row(product, FLOAT)["algorithm_product"] == 1.0
 
 
 def test_a_matrix_of_nothing_still_has_its_columns() -> None:

@@ -163,8 +163,8 @@ def test_bad_files_are_refused_with_what_to_do(tmp_path: Path, fit: Fit) -> None
         (b"not a fit at all", r"is not a fit that can be read: .*run `hwcost fit` again"),
         (data[:-20], r"is not a fit that can be read: .*run `hwcost fit` again"),
         (renamed, r"lacks the array .*run `hwcost fit` again"),
-        (_with_head(data, {"version": 9}), r"is not a fit of version 1: version: .*run `hwcost fit` again"),
-        (_with_head(data, {"format": "other"}), r"is not a fit of version 1: format: "),
+        (_with_head(data, {"version": 9}), r"is not a fit of version 2: version: .*run `hwcost fit` again"),
+        (_with_head(data, {"format": "other"}), r"is not a fit of version 2: format: "),
         (
             _with_head(data, {"features": ["one"]}),
             r"fitted on other features, 1 instead of \d+; run `hwcost fit` again",

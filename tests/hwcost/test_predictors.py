@@ -9,13 +9,13 @@ import torch
 
 import hwcost.predictors
 from hwcost.errors import FitError, UnknownPredictorError
-from hwcost.features import FEATURE_NAMES, column, feature_matrix
-from hwcost.ops import INT8, Conv
+from hwcost.features import column, feature_matrix
+from hwcost.ops import FLOAT, INT8, Conv
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.predictors.base import Calibration
 from hwcost.predictors.boosted import BoostedPredictor
 from hwcost.predictors.forest import ForestPredictor, Trees
-from hwcost.predictors.linear import FlopsPredictor, LinearPredictor
+from hwcost.predictors.linear import FlopsPredictor, LinearPredictor, TiledPredictor, _non_negative
 from hwcost.predictors.mlp import MlpPredictor
 from hwcost.predictors.roofline import RooflinePredictor
 from hwcost.testing import PredictorContract, plausible_rows
@@ -34,6 +34,10 @@ class TestLinear(PredictorContract):
     predictor = LinearPredictor
 
 
+class TestTiled(PredictorContract):
+    predictor = TiledPredictor
+
+
 class TestForest(PredictorContract):
     predictor = ForestPredictor
 
@@ -47,13 +51,13 @@ class TestMlp(PredictorContract):
 
 
 def test_built_in_names_load_their_class() -> None:
-    assert predictor_names() == ("flops", "roofline", "linear", "forest", "boosted", "mlp")
+    assert predictor_names() == ("flops", "roofline", "linear", "tiled", "forest", "boosted", "mlp")
     assert all(load_predictor(name).name == name for name in predictor_names())
 
 
 def test_unknown_predictor_lists_the_known_ones() -> None:
     with pytest.raises(
-        UnknownPredictorError, match="one of flops, roofline, linear, forest, boosted, mlp, got 'oracle'"
+        UnknownPredictorError, match="one of flops, roofline, linear, tiled, forest, boosted, mlp, got 'oracle'"
     ):
         load_predictor("oracle")
 
@@ -96,29 +100,55 @@ def test_linear_never_has_a_negative_coefficient() -> None:
     assert (fitted.coefficients >= 0).all()
 
 
+def test_non_negative_least_squares_meets_its_optimality_conditions() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        design, target = generator.normal(size=(30, 8)), generator.normal(size=30)
+        gram, moment = design.T @ design, design.T @ target
+        found = _non_negative(gram, moment)
+        slope = moment - gram @ found
+        assert (found >= 0).all() and (slope <= 1e-9).all() and np.abs(slope * found).max() < 1e-9
+
+
+def test_the_tiled_model_finds_what_each_count_costs_and_each_algorithm_apart() -> None:
+    generator = np.random.default_rng(0)
+    ops = [Conv.square(8 * int(a), 8 * int(b), 14, int(k)) for a, b, k in generator.integers(1, 9, (300, 3))]
+    ops += [Conv.square(3, 8 * int(b), int(h), 3) for b, h in generator.integers(4, 40, (60, 2))]
+    features = feature_matrix((op, FLOAT) for op in ops)
+    cycles = np.exp(features[:, column("log_cycles")])
+    first = features[:, column("algorithm_channels_first")]
+    latency_s = 1e-6 + cycles * np.where(first > 0, 1e-9, 3e-10)
+    fitted = TiledPredictor.fit(features, latency_s, generator)
+    assert np.median(np.abs(np.exp(fitted.log_latency(features)) / latency_s - 1)) < 0.01
+    assert fitted.shares(features).sum(axis=1) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("predictor", [ForestPredictor, BoostedPredictor])
 def test_trees_in_numpy_equal_the_library_that_grew_them(predictor: type[ForestPredictor]) -> None:
     import xgboost
     from sklearn.ensemble import RandomForestRegressor
 
-    inputs = np.random.default_rng(0).integers(0, 6, (200, len(FEATURE_NAMES) + 1)).astype(np.float64) / 4
+    inputs = np.random.default_rng(0).integers(0, 6, (200, 20)).astype(np.float64) / 4
     target = inputs[:, 0] * inputs[:, 1] - inputs[:, 2]
-    model = predictor(RooflinePredictor(np.zeros(3), 0), np.array([-9.0, 9.0]))
+    model = predictor(RooflinePredictor(np.zeros(3), 0), np.arange(20, dtype=np.int32), np.array([-9.0, 9.0]))
     model.learn(inputs, target, np.random.default_rng(3))
-    seed = int(np.random.default_rng(3).integers(2**31))
+    draws = np.random.default_rng(3)
+    seed = int(draws.integers(2**31))
     if predictor is ForestPredictor:
         forest = RandomForestRegressor(n_estimators=60, max_features=0.6, min_samples_leaf=2, random_state=seed)
         expected = forest.fit(inputs.astype(np.float32), target).predict(inputs)
     else:
-        from hwcost.predictors.boosted import _PARAMETERS, _ROUNDS
+        from hwcost.predictors.boosted import _BAGS, _PARAMETERS, _ROUNDS
 
         data = xgboost.DMatrix(inputs.astype(np.float32), label=target)
-        expected = xgboost.train({**_PARAMETERS, "seed": seed}, data, _ROUNDS).predict(data)
+        seeds = [seed, *(int(draws.integers(2**31)) for _ in range(_BAGS - 1))]
+        bags = [xgboost.train({**_PARAMETERS, "seed": seed}, data, _ROUNDS).predict(data) for seed in seeds]
+        expected = np.mean(bags, axis=0)
     np.testing.assert_allclose(model.correction(inputs), expected, atol=2e-6)
 
 
-def test_learned_predictors_start_from_the_plain_model_that_fits_better() -> None:
-    features, latency_s = plausible_rows(0, 40)
+def test_learned_predictors_start_from_the_plain_model_that_predicts_better() -> None:
+    features, latency_s = plausible_rows(0, 60)
     roofline = RooflinePredictor.fit(features, latency_s, np.random.default_rng(0))
     linear = LinearPredictor.fit(features, latency_s, np.random.default_rng(0))
     for truth in (roofline, linear):

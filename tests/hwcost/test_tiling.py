@@ -1,0 +1,96 @@
+import math
+
+import numpy as np
+import pytest
+
+from hwcost.features import FEATURE_NAMES, feature_matrix
+from hwcost.ops import FLOAT, INT8, PLAIN, Conv, Gemm, Operator, Precision
+from hwcost.tiling import ALGORITHMS, Hardware, _valid_taps
+
+AVX512 = Hardware.of(("avx512f", "avx2"), "x86_64", {"L1d": 32768, "L2": 1048576})
+NEON = Hardware.of(("asimd",), "aarch64", {"L1d": 32768, "L2": 1048576})
+
+
+def _counts(op: Operator, precision: Precision, hardware: Hardware | None = None) -> dict[str, float]:
+    row = dict(zip(FEATURE_NAMES, feature_matrix([(op, precision)], hardware)[0].tolist(), strict=True))
+    return {name.removeprefix("log_"): math.exp(value) if value else 0.0 for name, value in row.items()}
+
+
+def _algorithm(op: Operator, precision: Precision, hardware: Hardware | None = None) -> str:
+    counts = _counts(op, precision, hardware)
+    return next(name for name in ALGORITHMS if counts[f"algorithm_{name}"])
+
+
+@pytest.mark.parametrize(
+    ("op", "precision", "expected"),
+    [
+        (Conv.square(3, 32, 32, 3), FLOAT, "channels_first"),
+        (Conv.square(16, 32, 32, 1), FLOAT, "pointwise"),
+        (Conv.square(12, 32, 32, 3), FLOAT, "direct"),
+        (Conv.square(24, 24, 32, 3, groups=24), FLOAT, "depthwise"),
+        (Conv.square(24, 24, 32, 3, groups=24), INT8, "depthwise"),
+        (Conv.square(18, 16, 32, 1), FLOAT, "product"),
+        (Conv.square(18, 16, 32, 3), FLOAT, "unfolded"),
+        (Conv.square(18, 32, 4, 3), FLOAT, "expanded"),
+        (Conv.square(32, 32, 32, 3, groups=8), FLOAT, "unfolded"),
+        (Conv.square(64, 64, 32, 3, groups=8), FLOAT, "direct"),
+        (Conv.square(16, 32, 32, 1), INT8, "product"),
+        (Conv.square(16, 32, 32, 1, stride=2), INT8, "unfolded"),
+        (Conv.square(16, 32, 32, 1), PLAIN, "product"),
+        (Gemm(1, 64, 10), FLOAT, "product"),
+    ],
+)
+def test_the_algorithm_is_the_one_the_runtime_takes(op: Operator, precision: Precision, expected: str) -> None:
+    assert _algorithm(op, precision) == expected
+
+
+def test_wider_vectors_block_wider_and_arm_not_at_all() -> None:
+    assert _algorithm(Conv.square(64, 64, 32, 3, groups=8), FLOAT, AVX512) == "unfolded"
+    assert _algorithm(Conv.square(16, 32, 32, 3), FLOAT, AVX512) == "direct"
+    assert _algorithm(Conv.square(16, 32, 32, 3), FLOAT, NEON) == "unfolded"
+    assert NEON.l3 == 0 and NEON.lanes == 4
+
+
+def test_a_started_tile_costs_a_whole_one() -> None:
+    cycles = [_counts(Conv.square(16, made, 12, 1), FLOAT)["cycles"] for made in (8, 9, 16, 32)]
+    assert cycles[0] <= cycles[1] == pytest.approx(cycles[2])
+    assert cycles[3] == pytest.approx(12 * 12 / 3 * 16 * 6)  # tiles of 3 x 32: six cycles of two multiplications a step
+    int8 = [_counts(Conv.square(16, made, 12, 1), INT8)["cycles"] for made in (9, 16, 17, 24)]
+    assert int8[0] == pytest.approx(int8[1]) and int8[2] == pytest.approx(int8[3])
+
+
+def test_outputs_on_padding_are_taken_one_by_one() -> None:
+    padded = Conv(16, 32, 9, 9, (3, 3), pads=(1, 1, 1, 1))
+    bare = Conv(16, 32, 11, 11, (3, 3))
+    assert padded.output_width == bare.output_width == 9
+    # Two of nine outputs of a row lie on padding; of the other seven, three and three are tiles and one is single.
+    assert _counts(padded, FLOAT)["tiles"] == pytest.approx(9 * 2 * (2 + 3))
+    assert _counts(bare, FLOAT)["tiles"] == pytest.approx(9 * 2 * 3)
+    assert _counts(bare, FLOAT)["skipped_taps"] == 0 < _counts(padded, FLOAT)["skipped_taps"]
+
+
+def test_only_a_relu_is_folded_into_a_float_kernel() -> None:
+    folded, clipped = (Conv.square(16, 32, 12, 3, activation=name) for name in ("relu", "clip"))
+    assert _counts(folded, FLOAT)["activated"] == 0
+    assert _counts(clipped, FLOAT)["activated"] == pytest.approx(clipped.output_elements)
+    assert _counts(clipped, INT8)["activated"] == 0
+
+
+def test_taps_are_counted_where_windows_lie_on_input() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        size, kernel, stride, dilation, pad = (int(generator.integers(1, high)) for high in (20, 6, 4, 3, 4))
+        out = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+        if out < 1:
+            continue
+        expected = sum(
+            0 <= position * stride - pad + tap * dilation < size for position in range(out) for tap in range(kernel)
+        )
+        sizes = [np.array([value]) for value in (size, kernel, stride, dilation, pad, out)]
+        assert _valid_taps(*sizes).tolist() == [expected]
+
+
+def test_signed_weights_have_kernels_of_four_rows() -> None:
+    op = Conv.square(16, 16, 6, 1)  # 36 positions, one task
+    usual, signed = (_counts(op, Precision(8, 8, kernel))["tiles"] for kernel in ("", "u8s8"))
+    assert (usual, signed) == (pytest.approx(6), pytest.approx(9))
