@@ -186,6 +186,7 @@ def profile(
     if known is None or runs_here(known):
         from hwcost.measure import profile_machine
         from hwcost.model import read_model
+        from hwcost.whole import affordable_networks
 
         made = _measure(
             target,
@@ -197,6 +198,7 @@ def profile(
                 precisions=wanted,
                 sampled=prior_operators(seed, samples or 0),
                 exact=[(op, precision) for model in models for _, op, precision in read_model(model).layers],
+                networks=affordable_networks(budget) if samples is None and wanted is None else 0,
                 widen=samples is None,
                 passes=passes,
                 seed=seed,

@@ -221,6 +221,5 @@ def _layer_cost(layer: Layer, price: Price) -> tuple[float, ...]:
         float(weight_bytes(op, precision)),
         float(activation_bytes(op, precision)),
         energy_j(op, price.runs_as),
-        price.low_s * (1 - COMPOSITION),
-        price.high_s * (1 + COMPOSITION),
+        *price.part_s,
     )

@@ -8,6 +8,7 @@ stage times the references too, so slow spells show. Weights are hot, as they ar
 """
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from hwcost.profiles import Int8Form, Machine, Profile, Realisation, Row
 from hwcost.sampling import sampled_requests
 from hwcost.timing import InProcess, Request, Survey, Take, Task, Timings
 from hwcost.units import format_seconds
+from hwcost.whole import WholeNetwork, time_network, whole_networks
 
 Progress = Callable[[int, int, str], None]
 """`progress(done, total, what)`."""
@@ -47,6 +49,8 @@ _WAIT_SHARE: Final = 0.1
 """Share of the time left that may be spent waiting for that."""
 _SLOW: Final = 0.05
 """How much slower the references run in a stage that is reported."""
+_WHOLE_PASSES: Final = 2
+"""Timings of a whole network after those of the operators, beside the one before."""
 _BURST_ATTEMPTS: Final = 20
 _BURST_PAUSE_S: Final = 0.5
 
@@ -342,6 +346,7 @@ def profile_machine(
     precisions: Sequence[Precision] | None = None,
     sampled: Sequence[Operator] = (),
     exact: Sequence[Request] = (),
+    networks: int = 0,
     widen: bool = False,
     passes: int = DEFAULT_PASSES,
     seed: int = 0,
@@ -356,9 +361,10 @@ def profile_machine(
     """Measure these operators, at every precision that has a kernel or at those of `precisions` that have one.
 
     `sampled` stand for those of other networks, and are measured on the kernels too that a runtime chooses for these;
-    `widen` adds more of them while the budget lasts. `exact` is measured just so. Timings are taken in this process
-    unless `timings` says where. Raises like `measure_operators`, and `UnsupportedPrecisionError` where no operator has
-    any of `precisions`.
+    `widen` adds more of them while the budget lasts. `exact` is measured just so. So many random `networks` are run
+    whole, before and after, and their kernels measured. Timings of kernels are taken in this process unless `timings`
+    says where. Raises like `measure_operators`, and `UnsupportedPrecisionError` where no operator has any of
+    `precisions`.
     """
 
     def wanted(precision: Precision) -> bool:
@@ -377,20 +383,33 @@ def profile_machine(
     def of_sample(op: Operator) -> tuple[Request, ...]:
         return tuple(request for request in sampled_requests(op, site.int8_form) if wanted(request[1]))
 
-    found = measure_operators(
-        [*requests, *exact, *(request for op in sampled for request in of_sample(op))],
-        int8_form=site.int8_form,
-        machine=site.machine,
-        sample=AdaptiveSample(seed, of_sample) if widen else None,
-        passes=passes,
-        seed=seed,
-        budget_s=None if budget_s is None else budget_s - (clock.now() - began_s),
-        journal=journal,
-        progress=progress,
-        skip_unsupported=skip_unsupported,
-        take=timings.take,
-        clock=clock,
-    )
+    with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
+        whole: list[tuple[WholeNetwork, list[float], float]] = []
+        for network in whole_networks(Path(folder), networks, seed):
+            start_s = clock.now()
+            whole.append((network, [time_network(network, threads, seed)], clock.now() - start_s))
+            if progress is not None:
+                progress(len(whole), 2 * networks, f"whole networks: {network.name}")
+        again_s = _WHOLE_PASSES * sum(took_s for _, _, took_s in whole)
+        budget_left_s = None if budget_s is None else budget_s - (clock.now() - began_s) - again_s
+        layers = [layer for network, _, _ in whole for layer in network.layers]
+        found = measure_operators(
+            [*requests, *exact, *layers, *(request for op in sampled for request in of_sample(op))],
+            int8_form=site.int8_form,
+            machine=site.machine,
+            sample=AdaptiveSample(seed, of_sample) if widen else None,
+            passes=passes,
+            seed=seed,
+            budget_s=budget_left_s,
+            journal=journal,
+            progress=progress,
+            skip_unsupported=skip_unsupported,
+            take=timings.take,
+            clock=clock,
+        )
+        for _ in range(_WHOLE_PASSES):
+            for network, samples_s, _ in whole:
+                samples_s.append(time_network(network, threads, seed))
     return Profile(
         device=device,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -400,6 +419,7 @@ def profile_machine(
         noise_floor=found.noise_floor,
         notes=(*site.warnings, *found.notes),
         realisations=tuple(_realisations(found.rows)),
+        networks=tuple(network.measured(samples_s) for network, samples_s, _ in whole),
         rows=found.rows,
     )
 

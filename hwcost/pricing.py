@@ -1,20 +1,21 @@
 """What an operator, or a whole network, costs on a profiled device: exact rows first, then predictions, else an error.
 
-A price says where it comes from. The interval of a sum is the sum of the intervals (all low ends, all high ends),
-widened by `COMPOSITION`. Adding half-widths in quadrature would suppose independent errors, and they are not: kernels
-timed alone find warmer caches than inside a network, neighbouring operators share the predictor's bias, and
-estimated rows share one model of the device. Summing the ends assumes the worst, wholly shared errors, so it is the
-rule that holds whenever the parts hold; it is also linear, so a lookup table can carry both ends. `COMPOSITION` is what
-parts cannot know: on fourteen third-party networks (fp32 and int8, x86, onnxruntime) sums of kernels timed alone
-missed the end-to-end time by 3 to 6 % on average, and 27 of 28 by less than 10 %.
+A price says where it comes from, and is the cost inside a network: the row's or the predictor's, times the factor of
+its class of kernels (`hwcost.composition`). Two intervals belong to it. Its own holds this operator's cost. Its part of
+a network's interval is narrower, since errors of operators cancel in a sum as far as they are not shared: how far, the
+networks say that were run when the profile was made. Without such networks nothing is known of it, and a part is the
+price's own interval, widened by `COMPOSITION` for what adding up misses. Parts add up end by end, so a lookup table can
+carry them.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hwcost.composition import kernel_class
 from hwcost.errors import FitError, UnknownOperatorError
 from hwcost.features import family, feature_matrix, hardware_of
 from hwcost.fit import Fit, fit_path, read_fit
@@ -23,14 +24,16 @@ from hwcost.profiles import Profile, Source, read_profile
 from hwcost.space import Layer
 
 COMPOSITION = 0.10
-"""Relative widening of a network's interval for what adding up its operators misses."""
+"""Relative widening of an operator's interval where it stands for a part of a network's: on fourteen third-party networks
+(float and int8, x86, onnxruntime) sums of kernels timed alone missed the whole by 3 to 6 % on average, and 27 of 28 by
+less than 10 %."""
 
 PriceSource = Literal["measured", "emulated", "estimated", "imported", "predicted"]
 
 
 @dataclass(frozen=True)
 class Price:
-    """Seconds of one execution with an interval of about 90 %.
+    """Seconds of one execution with an interval of about 90 %, and the ends of its part of a network's interval.
 
     `source` is the row's own, or `predicted`; `rows` are the sources of the rows behind the number, so that a
     prediction from estimated rows stays recognisable. `runs_as` is the precision of the kernel that runs it.
@@ -40,6 +43,7 @@ class Price:
     latency_s: float
     low_s: float
     high_s: float
+    part_s: tuple[float, float]
     source: PriceSource
     rows: tuple[Source, ...]
     runs_as: Precision
@@ -108,8 +112,8 @@ class CostModel:
             if row is None:
                 unknown[family(op), runs_as].setdefault(op, []).append(layer)
                 continue
-            low_s, high_s = row.interval_s
-            known[layer] = Price(row.latency_s, low_s, high_s, row.source, (row.source,), runs_as)
+            ends = (row.latency_s, *row.interval_s)
+            known[layer] = self._price(op, runs_as, ends, row.source, (row.source,))
         for (name, runs_as), group in unknown.items():
             for asked, price in zip(group.values(), self._predict(name, runs_as, group), strict=True):
                 known.update(dict.fromkeys(asked, price))
@@ -128,25 +132,46 @@ class CostModel:
                 f"nothing of family {name} at {runs_as} was profiled on {self.device}, so {what} has no price: "
                 f"run `hwcost profile` with such operators, then `hwcost fit`"
             )
-        estimate = self.fit.predict(name, runs_as, feature_matrix((op, runs_as) for op in asked))
+        features = feature_matrix(((op, runs_as) for op in asked), hardware_of(self.profile.machine))
+        estimate = self.fit.predict(name, runs_as, features)
         rows = self.fit.sources(name, runs_as)
         columns = (estimate.latency_s, estimate.low_s, estimate.high_s, estimate.extrapolated)
         return [
-            Price(latency_s, low_s, high_s, "predicted", rows, runs_as, extrapolated)
-            for latency_s, low_s, high_s, extrapolated in zip(*(array.tolist() for array in columns), strict=True)
+            self._price(op, runs_as, (latency_s, low_s, high_s), "predicted", rows, extrapolated)
+            for op, latency_s, low_s, high_s, extrapolated in zip(
+                asked, *(array.tolist() for array in columns), strict=True
+            )
         ]
+
+    def _price(
+        self,
+        op: Operator,
+        runs_as: Precision,
+        seconds: tuple[float, float, float],
+        source: PriceSource,
+        rows: tuple[Source, ...],
+        extrapolated: bool = False,
+    ) -> Price:
+        """From the latency of a kernel by itself, and its interval's ends, to a price inside a network."""
+        composition = self.fit.composition if self.fit is not None else None
+        if composition is None:
+            latency_s, low_s, high_s = seconds
+            part_s = (low_s * (1 - COMPOSITION), high_s * (1 + COMPOSITION))
+        else:
+            latency_s, low_s, high_s = (one * composition.factors[kernel_class(op, runs_as)] for one in seconds)
+            width = composition.predicted_width if source == "predicted" else composition.measured_width
+            part_s = (latency_s * math.exp(-width), latency_s * math.exp(width))
+        return Price(latency_s, low_s, high_s, part_s, source, rows, runs_as, extrapolated)
 
     def price_all(self, layers: Sequence[Layer]) -> Total:
         """A network that executes `layers` in one call; how the intervals add up is argued atop this module."""
         prices = self.prices(layers)
         overhead_s = self.profile.run_overhead_s
-        return Total(
-            overhead_s + sum(price.latency_s for price in prices),
-            (overhead_s + sum(price.low_s for price in prices)) * (1 - COMPOSITION),
-            (overhead_s + sum(price.high_s for price in prices)) * (1 + COMPOSITION),
-            overhead_s,
-            prices,
+        low_s, high_s = (
+            overhead_s * share + sum(price.part_s[end] for price in prices)
+            for end, share in enumerate((1 - COMPOSITION, 1 + COMPOSITION))
         )
+        return Total(overhead_s + sum(price.latency_s for price in prices), low_s, high_s, overhead_s, prices)
 
 
 def load_cost_model(profile_path: Path) -> CostModel:

@@ -106,6 +106,26 @@ class Row(BaseModel):
         return self.operator, self.precision
 
 
+class Part(BaseModel):
+    """A kernel of a network, and how often one call executes it."""
+
+    model_config = _STRICT
+
+    operator: Operator
+    precision: PrecisionField
+    count: int = Field(default=1, ge=1)
+
+
+class Network(BaseModel):
+    """A whole network that was run when the profile was made: its kernels, and the passes' minima, seconds per call."""
+
+    model_config = _STRICT
+
+    name: str
+    parts: tuple[Part, ...] = Field(min_length=1)
+    samples_s: tuple[PositiveFloat, ...] = Field(min_length=1)
+
+
 class Profile(BaseModel):
     """All that is known of one device. `run_overhead_s` is the cost of one call of the runtime, without operators."""
 
@@ -122,6 +142,7 @@ class Profile(BaseModel):
     weights_state: Literal["hot", "cold"] = "hot"
     notes: tuple[str, ...] = ()
     realisations: tuple[Realisation, ...] = ()
+    networks: tuple[Network, ...] = ()
     rows: tuple[Row, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -174,10 +195,11 @@ class Profile(BaseModel):
         return hashlib.sha256(self.to_json()).hexdigest()[:16]
 
     def to_json(self) -> bytes:
-        """The file's bytes: the head indented, one row a line."""
-        head = self.model_dump_json(indent=1, exclude={"rows"}).removesuffix("\n}")
+        """The file's bytes: the head indented, one network and one row a line."""
+        head = self.model_dump_json(indent=1, exclude={"networks", "rows"}).removesuffix("\n}")
+        networks = ",\n".join(network.model_dump_json() for network in self.networks)
         rows = ",\n".join(row.model_dump_json() for row in self.rows)
-        return f'{head},\n "rows": [\n{rows}\n ]\n}}\n'.encode()
+        return f'{head},\n "networks": [\n{networks}\n ],\n "rows": [\n{rows}\n ]\n}}\n'.encode()
 
     def check_same_machine(self, machine: Machine) -> None:
         """Raises `ProfileError` when measurements of `machine` must not stand beside these."""

@@ -14,7 +14,10 @@ from hwcost.profiles import Network, Part
 from hwcost.runtime import INT8_STYLES, quantised, time_model
 from hwcost.space import Layer
 
-DEFAULT_NETWORKS: Final = 14
+_MOST_NETWORKS: Final = 14
+_LEAST_NETWORKS: Final = 4
+_SHARE: Final = 1 / 17
+"""Networks per second of a measurement's budget: drawing, running and measuring the kernels of one takes a sixth."""
 _TIME_S: Final = 0.25
 
 
@@ -36,6 +39,12 @@ class WholeNetwork:
             ),
             samples_s=tuple(samples_s),
         )
+
+
+def affordable_networks(budget_s: float) -> int:
+    """How many networks a measurement of this length runs; none where too few would say too little."""
+    count = min(int(budget_s * _SHARE), _MOST_NETWORKS)
+    return count if count >= _LEAST_NETWORKS else 0
 
 
 def whole_networks(folder: Path, count: int, seed: int) -> Iterator[WholeNetwork]:
