@@ -8,10 +8,12 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+_Result = TypeVar("_Result")
 _MEMINFO: Final = Path("/proc/meminfo")
 _STATUS: Final = Path("/proc/self/status")
 _GROUPS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
@@ -66,13 +68,23 @@ def bounded_memory() -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-@contextmanager
-def after(seconds: float, stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop`, from another thread, when the body has taken `seconds`."""
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
+def within(seconds: float, work: Callable[[], _Result], stop: Callable[[], None]) -> _Result:
+    """What `work` returns or raises; `TimeoutError` once it has taken `seconds`, an interrupt at once.
+
+    `work` has a thread of its own, since native code cannot be interrupted. Where it is given up, `stop` is called, and
+    it may go on until it looks, at the latest until the process ends.
+    """
+    future: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  it is raised again where it is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
     try:
-        yield
-    finally:
-        timer.cancel()
+        return future.result(timeout=seconds)
+    except BaseException:
+        stop()
+        raise

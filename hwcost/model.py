@@ -28,7 +28,7 @@ _REFUSALS: Final[tuple[type[Exception], ...]] = (*ANY_REFUSAL, OSError)
 _LARGE_BYTES: Final = 4096
 """Weights above this stay out of the optimised model, which could hold 2 GB of them; shapes, axes, scales stay in."""
 _MOST_S: Final = 300.0
-"""Of running a model once. A loop may never end."""
+"""Of optimising a model, and of running it once: a loop may never end."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def _optimise(file: ModelFile, layout: Layout, folder: Path) -> ModelFile:
             save_as=target,
             weights_in=file.folder,
             settings=settings,
+            most_s=_MOST_S,
         )
         return ModelFile(target, onnx.load(target, load_external_data=False))
     except _REFUSALS as error:
@@ -85,7 +86,7 @@ def _observe(file: ModelFile, optimised: ModelFile, feeds: Feeds) -> dict[str, T
     try:
         running = session(probe.SerializeToString(), optimise="none", weights_in=optimised.folder)
         values = run_once(running, feeds, _MOST_S)
-    except ANY_REFUSAL as error:
+    except _REFUSALS as error:
         raise file.refused("running once, to see its shapes,", error) from None
     tensors = {name: Tensor(value.shape, value.dtype.name) for name, value in feeds.items()}
     for name, value in values.items():
@@ -136,8 +137,8 @@ def read_model(
     file = load_model(path, shapes)
     with tempfile.TemporaryDirectory(prefix="hwcost-") as name, bounded_memory():
         folder = Path(name)
-        feeds = example_feeds(file, seed=0)
         optimised = _optimise(file, layout, folder)
+        feeds = example_feeds(file, seed=0)
         blocked = any(node.domain == "com.microsoft.nchwc" for node in optimised.proto.graph.node)
         origins = _origins(file, feeds, folder) if blocked else {}
         graph = Graph(optimised.proto, _observe(file, optimised, feeds), origins, layout == "portable")

@@ -30,9 +30,11 @@ MOST_BYTES: Final = 2**31 - 1
 _OLDEST_OPSET: Final = 7  # of the operators that onnxruntime has kernels for
 _STANDARD_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 _MOST_SIZE: Final = 2**62
+_MOST_DRAWN: Final = 2**22
 _LONGEST_NAME: Final = 1000
 _LONGEST_REASON: Final = 500
 _LISTED: Final = 3
+_SMALLER: Final = "give smaller sizes with --shape, or use a larger machine"
 _SOURCE: Final = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : |/\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z])"
 )  # where, in the runtime
@@ -65,8 +67,10 @@ class ModelFile:
         if isinstance(error, MemoryError) or "allocate memory" in reason or "bad_alloc" in reason:
             return ModelError(
                 f"{doing} {self.path} takes more memory than is free here, {_free()} ({reason or 'out of memory'}): "
-                "give smaller sizes with --shape, or use a machine with more memory"
+                f"{_SMALLER}"
             )
+        if isinstance(error, TimeoutError):
+            return ModelError(f"{doing} {self.path} took longer than a few minutes, and was stopped: {_SMALLER}")
         return ModelError(f"onnxruntime refuses {doing} {self.path}: {reason}: {_remedy(self.proto)}")
 
 
@@ -250,7 +254,7 @@ def _fix_shape(file: ModelFile, value: onnx.ValueInfoProto, shape: tuple[int, ..
 
 
 def example_feeds(file: ModelFile, seed: int) -> Feeds:
-    """A value for every input: normal numbers for floats, empty texts, zeros for the rest.
+    """A value for every input: normal numbers for floats (repeated in a large input), empty texts, zeros for the rest.
 
     Raises `ModelError` for a type of number that cannot be fed, and for sizes that the machine's memory cannot hold.
     """
@@ -266,15 +270,16 @@ def example_feeds(file: ModelFile, seed: int) -> Feeds:
                 f"an input holds numbers that numpy has, input {value.name!r} of {file.path} is "
                 f"{'of no known type' if dtype is None else dtype.name}: cast inside the model from a float32 input"
             )
-        size = math.prod(shape) * np.dtype(np.float64).itemsize
+        count = math.prod(shape)
+        size = count * dtype.itemsize
         free = None if free is None else free - size
         if size > _MOST_SIZE or (free is not None and free < 0):
             raise ModelError(
                 f"input {value.name!r} of {file.path} at {_written(value)} takes {format_bytes(size)} of memory, "
                 f"of which {_free()} are free: give smaller sizes with --shape"
             )
-        if dtype.kind == "O":
-            feeds[value.name] = np.full(shape, "", dtype)
+        if dtype.kind in "fc":
+            feeds[value.name] = np.resize(rng.standard_normal(min(count, _MOST_DRAWN)).astype(dtype), shape)
         else:
-            feeds[value.name] = (rng.standard_normal(shape) if dtype.kind in "fc" else np.zeros(shape)).astype(dtype)
+            feeds[value.name] = np.full(shape, "", dtype) if dtype.kind == "O" else np.zeros(shape, dtype)
     return feeds
