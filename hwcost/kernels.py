@@ -33,6 +33,9 @@ _LONG_RUN_S: Final = 0.02
 _LARGE_BYTES: Final = 256 * 1024
 _MOST_COPIES: Final = 256
 _MOST_CONSTANT_BYTES: Final = 32 * 1024**2
+_WEIGHT_BYTES: Final = 4096
+"""Constants from this size on are handed over beside a model."""
+_ALIGNED: Final = 64
 _PROBE_S: Final = 0.001
 _CHOICE_S: Final = 0.003
 _TURNS: Final = 3
@@ -119,9 +122,9 @@ def _answering(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     return bytes(copy.SerializeToString())
 
 
-def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Array]]:
-    """A model of `count` rounds of these kernels, each with constants of its own, and what to feed it, not to be
-    rewritten.
+def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Array], dict[str, Array]]:
+    """A model of `count` rounds of these kernels, each with constants of its own, what to feed it, and its weights,
+    which are not in its bytes. It is not to be rewritten.
 
     Caches are as warm as in a network. There, a kernel reads what was written a moment ago and writes into memory that
     was last used some kernels ago: so copies take turns with three sets of inputs, and an output that the first cache
@@ -134,6 +137,8 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
     constants: list[onnx.TensorProto] = []
     feeds: dict[str, Array] = {"tick": np.zeros(1, np.float32)}
     flowing: dict[str, Array] = {}
+    weights: dict[str, Array] = {}
+    values = [{name: numpy_helper.to_array(tensor) for name, tensor in one.constants.items()} for one in kernels]
     before = ""
     held: list[list[str]] = [[] for _ in kernels]
     for round_, place in itertools.product(range(count), range(len(kernels))):
@@ -144,11 +149,14 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
             flowing.setdefault(names[name], array)
         if kernel.in_place and before:
             names[next(iter(kernel.inputs))] = before
-        for name, tensor in kernel.constants.items():
-            scalar = not tensor.dims or list(tensor.dims) == [1]
+        for name, value in values[place].items():
+            scalar = value.shape in ((), (1,))
             names[name] = f"{name}/{place}" if scalar else f"{name}/{place}/{round_}"
-            if round_ == 0 or not scalar:
-                constants.append(_own(tensor, names[name], round_))
+            if value.nbytes >= _WEIGHT_BYTES:
+                weights[names[name]] = own = _own(value, round_)
+                constants.append(_elsewhere(names[name], own))
+            elif round_ == 0 or not scalar:
+                constants.append(numpy_helper.from_array(_own(value, round_), names[name]))
         for position, node in enumerate(kernel.nodes):
             names.update({name: f"{name}/{place}/{round_}" for name in node.output if name})
             copy = onnx.NodeProto()
@@ -175,23 +183,35 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
     )
     opsets = {opset.domain: opset for kernel in kernels for opset in kernel.opsets}
     model = helper.make_model(graph, opset_imports=list(opsets.values()), ir_version=IR_VERSION)
-    return model.SerializeToString(), feeds
+    return model.SerializeToString(), feeds, weights
 
 
-def _own(tensor: onnx.TensorProto, name: str, number: int) -> onnx.TensorProto:
-    """A copy of a constant under this name; weights get other first elements, so that no two numbers' are equal."""
-    array = numpy_helper.to_array(tensor)
-    if number and array.ndim > 1 and array.size > 1:
-        array = array.copy()
-        digits = np.array([number % 100, number // 100], dtype=array.dtype)
-        array.reshape(-1)[:2] = digits / array.dtype.type(1000) if array.dtype.kind == "f" else digits
-    return numpy_helper.from_array(array, name)
+def _own(value: Array, number: int) -> Array:
+    """A copy of a constant, where the runtime would place it; weights get other first elements, so that no two
+    numbers' are equal."""
+    memory = np.empty(value.nbytes + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED
+    own: Array = memory[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
+    own[...] = value
+    if number and own.ndim > 1 and own.size > 1:
+        digits = np.array([number % 100, number // 100], dtype=own.dtype)
+        own.reshape(-1)[:2] = digits / own.dtype.type(1000) if own.dtype.kind == "f" else digits
+    return own
+
+
+def _elsewhere(name: str, value: Array) -> TensorProto:
+    """A constant whose bytes are handed over beside the model: copying them into it would take longer than timing."""
+    tensor = TensorProto(name=name, dims=value.shape, data_type=helper.np_dtype_to_tensor_dtype(value.dtype))
+    tensor.data_location = TensorProto.EXTERNAL
+    for entry, text in (("location", "memory"), ("offset", "0"), ("length", str(value.nbytes))):
+        tensor.external_data.add(key=entry, value=text)
+    return tensor
 
 
 def run_time(kernels: Sequence[Kernel], count: int, threads: int, timer: Timer, seconds: float) -> float:
     """Seconds of one run of `count` rounds of these kernels, in a session of its own."""
-    model, feeds = copies(kernels, count)
-    running = session(model, threads, optimise="none")
+    model, feeds, weights = copies(kernels, count)
+    running = session(model, threads, optimise="none", weights=weights)
     return timer(lambda: running.run(None, feeds), seconds)
 
 

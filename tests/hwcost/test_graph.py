@@ -11,8 +11,8 @@ from onnx import helper, numpy_helper
 
 from hwcost.errors import UnsupportedPrecisionError
 from hwcost.graph import Candidate, candidates, supported_precisions
-from hwcost.kernels import Kernel, copies, executed_kernel
 from hwcost.int8form import integer_convolution
+from hwcost.kernels import Kernel, copies, executed_kernel
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision
 from hwcost.runtime import session
 
@@ -72,13 +72,14 @@ def _first(op: Operator, precision: Precision, seed: int = 0) -> Candidate:
 
 def _copy_answers(kernel: Kernel, count: int) -> list[npt.NDArray[Any]]:
     """What every copy in a run computes."""
-    data, feeds = copies([kernel], count)
+    data, feeds, weights = copies([kernel], count)
     model = onnx.load_from_string(data)
     assert sum(node.op_type == kernel.nodes[-1].op_type for node in model.graph.node) >= count
     last = [node for node in model.graph.node if node.name.endswith(f"/{len(kernel.nodes) - 1}")]
     del model.graph.output[:]
     model.graph.output.extend(helper.make_empty_tensor_value_info(node.output[0]) for node in last)
-    return [np.asarray(answer) for answer in session(model.SerializeToString(), optimise="none").run(None, feeds)]
+    running = session(model.SerializeToString(), optimise="none", weights=weights)
+    return [np.asarray(answer) for answer in running.run(None, feeds)]
 
 
 def _naive_convolution(candidate: Candidate, op: Conv) -> npt.NDArray[np.int64]:
