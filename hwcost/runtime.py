@@ -1,6 +1,8 @@
 """The one door to onnxruntime: sessions that are the same everywhere, the stopwatch, and its refusals as our errors."""
 
+import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy.typing as npt
+import onnx
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from hwcost.errors import HwcostError, MeasurementError
-from hwcost.limits import after
+from hwcost.limits import within
 
 Timer = Callable[[Callable[[], object], float], float]
 """`timer(run, seconds)`: the duration in seconds of the shortest call of `run`, tried for about that long."""
@@ -43,6 +46,9 @@ ANY_REFUSAL: Final[tuple[type[Exception], ...]] = (*RUNTIME_ERRORS, RuntimeError
 Optimise = Literal["all", "extended", "none"]
 """What the runtime makes of a graph: everything, blocked layouts included; fusions only; nothing."""
 
+INT8_STYLES: Final = {"u8s8 per channel": ("u8", "s8"), "s8s8": ("s8", "s8"), "u8u8": ("u8", "u8")}
+"""How quantisation tools write int8 networks: number formats of activations and weights. The second is the default of
+the runtime's own tool, the first what it advises for x86."""
 _LEVELS: Final = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -58,13 +64,16 @@ def session(
     optimise: Optimise = "all",
     save_as: Path | None = None,
     weights_in: Path | None = None,
+    weights: Mapping[str, npt.NDArray[Any]] | None = None,
     settings: Mapping[str, str] | None = None,
+    most_s: float | None = None,
 ) -> onnxruntime.InferenceSession:
     """A CPU session of a serialised model or a file, the same everywhere: sequential, spinning as by default, silent.
 
     The runtime logs and prints nothing: what it refuses arrives as one of `RUNTIME_ERRORS`. `save_as` keeps the
     optimised model there; `weights_in` is the folder of those weights of a serialised model that lie in files of their
-    own; `settings` are further session configuration entries.
+    own, `weights` are such weights in memory, which have to outlive the session; `settings` are further session
+    configuration entries; after `most_s` a `TimeoutError` is raised.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -79,20 +88,27 @@ def session(
     options.graph_optimization_level = _LEVELS[optimise]
     if save_as is not None:
         options.optimized_model_filepath = str(save_as)
+    if weights:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+        options.add_external_initializers(list(weights), values)
     source = str(model) if isinstance(model, Path) else model
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    make = partial(onnxruntime.InferenceSession, source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    if most_s is None:
+        return make()
+    return within(most_s, make, stop=partial(options.set_load_cancellation_flag, True))
 
 
 def run_once(
     running: onnxruntime.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], most_s: float
 ) -> dict[str, onnxruntime.OrtValue]:
-    """Every output by its name, of any type, left in the runtime's memory; one of `RUNTIME_ERRORS` after `most_s`."""
+    """Every output by its name, of any type, left in the runtime's memory; `TimeoutError` after `most_s`."""
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     outputs = [value.name for value in running.get_outputs()]
     given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
-    with after(most_s, partial(setattr, options, "terminate", True)):
-        return dict(zip(outputs, running.run_with_ort_values(outputs, given, options), strict=True))
+    run = partial(running.run_with_ort_values, outputs, given, options)
+    values = within(most_s, run, stop=partial(setattr, options, "terminate", True))
+    return dict(zip(outputs, values, strict=True))
 
 
 def minimum_time(run: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -151,3 +167,41 @@ def time_model(
                 )
             samples.append(minimum_time(partial(running.run, None, dict(feeds)), seconds / passes))
     return min(samples), tuple(samples)
+
+
+def quantised(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[Any]], style: str) -> onnx.ModelProto:
+    """The model with int8 weights and activations, calibrated on `feeds`, between Q/DQ pairs as the runtime's own tool
+    writes them; `style` is one of `INT8_STYLES`."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Once(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = iter([dict(feeds)])
+
+        def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+            return next(self._left, None)
+
+    activations, weights = INT8_STYLES[style]
+    kinds = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
+    with tempfile.TemporaryDirectory(prefix="hwcost-") as folder, _quiet_logs():
+        target = Path(folder) / "int8.onnx"
+        quantize_static(
+            model,
+            str(target),
+            Once(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=style.endswith("per channel"),
+            activation_type=kinds[activations],
+            weight_type=kinds[weights],
+        )
+        return onnx.load(target)
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """The quantisation tool advises steps for models other than ours, through the root logger."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
