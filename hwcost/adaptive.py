@@ -8,6 +8,7 @@ together. It follows from the first timing of every row alone, and from the seed
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -22,7 +23,8 @@ from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams
 from hwcost.timing import Request
 
-_PREDICTOR: Final = "roofline"
+_PREDICTORS: Final = ("tiled", "roofline")
+"""Quick ones: the second where there are too few rows for the first."""
 _FOLDS: Final = 4
 _PRIOR_ROWS: Final = 10
 """Rows of the overall error that every family's error starts from."""
@@ -70,7 +72,8 @@ class AdaptiveSample:
         if not len(self._errors):
             return ""
         relative = np.expm1(self._errors)
-        return f", held-out error {np.median(relative):.1%}, {np.mean(relative <= 0.1):.0%} within 10 %"
+        median, within = 100 * float(np.median(relative)), 100 * float(np.mean(relative <= 0.1))
+        return f", held-out error {median:.1f} %, {within:.0f} % within 10 %"
 
 
 def _dealt(size: int, weights: Mapping[str, float], held: Mapping[str, int]) -> dict[str, int]:
@@ -89,15 +92,15 @@ def held_out_errors(rows: Sequence[tuple[Request, float]], seed: int) -> dict[Re
     groups: defaultdict[tuple[str, Precision], list[tuple[Request, float]]] = defaultdict(list)
     for request, latency_s in rows:
         groups[family(request[0]), request[1]].append((request, latency_s))
-    kind, errors = load_predictor(_PREDICTOR), dict[Request, float]()
+    kinds, errors = [load_predictor(name) for name in _PREDICTORS], dict[Request, float]()
     for (name, precision), members in sorted(groups.items()):
         features = feature_matrix(request for request, _ in members)
         measured_s = np.array([latency_s for _, latency_s in members])
-        try:
-            folds = _folds(features, _FOLDS, _generator(seed, name, precision))
-            residuals = _held_out_residuals(kind, features, measured_s, folds, seed, f"{name}/{precision}")
-        except FitError:
-            continue
-        sizes = np.minimum(np.abs(residuals), _WORST)
-        errors.update(zip((request for request, _ in members), sizes.tolist(), strict=True))
+        folds = _folds(features, _FOLDS, _generator(seed, name, precision))
+        for kind in kinds:
+            with suppress(FitError):
+                residuals = _held_out_residuals(kind, features, measured_s, folds, seed, f"{name}/{precision}")
+                sizes = np.minimum(np.abs(residuals), _WORST)
+                errors.update(zip((request for request, _ in members), sizes.tolist(), strict=True))
+                break
     return errors

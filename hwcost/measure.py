@@ -40,6 +40,8 @@ DEFAULT_PASSES: Final = 5
 _FIRST_SHARE: Final = 0.5
 """Share of the budget that goes to first timings, before any operator is timed again."""
 _ROUND_S: Final = 16.0
+_CHOICE_SHARE: Final = 0.08
+"""Share of a round that choosing its operators may take."""
 _LEAST_ROUND_S: Final = 0.5
 _ROWS_PER_OPERATOR: Final = 2.0
 """Of a sample, until it is known."""
@@ -192,10 +194,12 @@ class _Run:
 
     def widen(self, sample: Sample, budget_s: float) -> None:
         """One timing of each operator of a growing sample, until the share of the budget for that is spent."""
-        operators, known = 0, len(self.rows)
+        operators, known, chosen_in_s = 0, len(self.rows), 0.0
         while True:
-            batch, round_s = self.book.batch(self.stage + 1), min(_ROUND_S, _FIRST_SHARE * budget_s - self.spent_s)
+            batch = self.book.batch(self.stage + 1)
             if batch is None:
+                began_s = self.spent_s
+                round_s = min(max(_ROUND_S, chosen_in_s / _CHOICE_SHARE), _FIRST_SHARE * budget_s - began_s)
                 if round_s < _LEAST_ROUND_S:
                     return
                 per_operator = (len(self.rows) - known) / operators if operators else _ROWS_PER_OPERATOR
@@ -203,6 +207,7 @@ class _Run:
                 size = max(1, round(round_s / operator_s))
                 batch = Batch(stage=self.stage + 1, families=sample.choose(size, self._first_latencies()))
                 self.book.add(batch)
+                chosen_in_s = self.spent_s - began_s
             points = self._added(sample.draw(batch.families))
             if not points:
                 return
@@ -316,7 +321,7 @@ class _Run:
         if slow := [slowdown for slowdown in slowdowns if slowdown > _SLOW]:
             notes.append(
                 f"the machine was not quiet: in {len(slow)} of {len(slowdowns)} stages the references ran up to "
-                f"{max(slow):.0%} slower than at best"
+                f"{100 * max(slow):.0f} % slower than at best"
             )
         if skipped:
             notes.append(f"{len(skipped)} operators were skipped because onnxruntime refused them")
@@ -326,7 +331,7 @@ class _Run:
         """Why no more was timed."""
         counts = [(len(samples), settled(samples)) for samples in map(self.basis.samples, points)]
         done = sum(is_settled for _, is_settled in counts)
-        yield f"{done} of {len(points)} rows settled: two passes within {AGREEMENT:.1%}"
+        yield f"{done} of {len(points)} rows settled: two passes within {100 * AGREEMENT:.1f} %"
         tried = sum(count >= self.passes for count, is_settled in counts if not is_settled)
         if tried:
             yield f"{tried} rows did not settle in {self.passes} passes"

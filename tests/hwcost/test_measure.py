@@ -183,7 +183,7 @@ def test_latencies_follow_from_recorded_timings(recorded: tuple[Path, Measuremen
         margin_s = 0.01 * 3.1e-6 + 0.1 * 10e-6 / row.copies + 0.05e-6
         assert row.interval_s == pytest.approx((3.1e-6 - margin_s, max(3.25e-6, 3.1e-6 + margin_s)))
     assert found.notes == (
-        "0 of 3 rows settled: two passes within 1.5%",
+        "0 of 3 rows settled: two passes within 1.5 %",
         "3 rows did not settle in 2 passes",
         "each row holds 100 ns for the change from another kernel",
     )
@@ -221,7 +221,7 @@ def test_settled_rows_are_timed_no_more_and_others_up_to_the_passes() -> None:
     timings = Recorded(row_us=row_us)
     found = timings.measure([(op, FLOAT) for op in (quiet, noisy, late)], passes=5)
     assert [len(row.samples_s) for row in found.rows] == [2, 5, 4]
-    assert found.notes[:2] == ("2 of 3 rows settled: two passes within 1.5%", "1 rows did not settle in 5 passes")
+    assert found.notes[:2] == ("2 of 3 rows settled: two passes within 1.5 %", "1 rows did not settle in 5 passes")
 
 
 def test_every_pass_has_a_process_and_an_order_of_its_own_and_times_what_rows_lean_on() -> None:
@@ -272,7 +272,7 @@ def test_slow_spells_are_reported() -> None:
 
     timings.take = slow  # type: ignore[method-assign]
     found = timings.measure([(Gemm(1, 32, 8), FLOAT)], passes=3)
-    assert "the machine was not quiet: in 1 of 3 stages the references ran up to 20% slower than at best" in found.notes
+    assert "the machine was not quiet: in 1 of 3 stages the references ran up to 20 % slower than at best" in found.notes
 
 
 @dataclass

@@ -1,0 +1,78 @@
+"""The sample that grows: by the shares first, then where predictors fail, and the same again from the same timings."""
+
+import re
+from itertools import islice
+
+import numpy as np
+
+from hwcost.adaptive import AdaptiveSample, held_out_errors
+from hwcost.ops import INT8, Conv, Pool
+from hwcost.prior import FAMILIES
+from hwcost.sampling import family_streams, sampled_requests
+from hwcost.testing import plausible_latency_s
+from hwcost.timing import Request
+
+SHARES = {name: share for name, (share, _) in FAMILIES.items()}
+Rows = list[tuple[Request, float]]
+
+
+def _sample(seed: int = 0) -> AdaptiveSample:
+    return AdaptiveSample(seed, lambda op: sampled_requests(op, "u8u8"))
+
+
+def _timed(requests: tuple[Request, ...], noise: float = 0.02, wild: str = "") -> Rows:
+    """Latencies by the plausible law, those of one kind of operator random."""
+    generator = np.random.default_rng(0)
+    scatter = {op.kind: 1.0 if op.kind == wild else noise for op, _ in requests}
+    return [
+        ((op, precision), plausible_latency_s(op, generator, scatter[op.kind], precision)) for op, precision in requests
+    ]
+
+
+def test_a_sample_begins_with_the_shares() -> None:
+    sample = _sample()
+    drawn: dict[str, int] = {}
+    for size in (30, 200, 500):
+        batch = sample.choose(size, [])
+        assert sum(batch.values()) == size
+        sample.draw(batch)
+        drawn = {name: drawn.get(name, 0) + batch.get(name, 0) for name in SHARES}
+    total = sum(SHARES.values())
+    assert max(abs(drawn[name] - 730 * share / total) for name, share in SHARES.items()) < 1
+
+
+def test_once_it_holds_the_shares_it_grows_where_predictors_fail() -> None:
+    sample = _sample()
+    requests = tuple(one for one in sample.draw(SHARES) if one[0].kind in ("pool", "gemm", "elementwise"))
+    batches = [sample.choose(400, _timed(requests, wild=wild)) for wild in ("pool", "gemm")]
+    pools, products = ("max", "average"), ("product of one row", "product of more rows")
+    assert all(batches[0][name] > 2 * batches[1].get(name, 0) for name in pools)
+    assert all(batches[1][name] > 2 * batches[0].get(name, 0) for name in products)
+    assert sample.choose(400, _timed(requests, wild="gemm")) == batches[1]
+    error = held_out_errors(_timed(requests), 0)
+    assert 0.6 < len(error) / len(requests) <= 1
+    assert np.median(list(error.values())) < 0.15
+
+
+def test_the_same_batches_draw_the_same_operators_in_any_order_of_decision() -> None:
+    first, second = _sample(4), _sample(4)
+    batch, more = {"dense convolution": 5, "Gather": 2}, {"dense convolution": 3}
+    assert (*first.draw(batch), *first.draw(more)) == (*second.draw(batch), *second.draw(more))
+    conv = [op for op, _ in dict.fromkeys((*_sample(4).draw({"dense convolution": 8}),)) if isinstance(op, Conv)]
+    assert list(dict.fromkeys(conv)) == list(islice(family_streams(4)["dense convolution"], 8))
+
+
+def test_a_family_that_has_no_more_ends_quietly() -> None:
+    sample = AdaptiveSample(0, lambda op: ((op, INT8),) if isinstance(op, Pool) else ())
+    assert sample.draw({"no such family": 3}) == ()
+    assert sample.draw({"dense convolution": 3}) == ()
+    assert len(sample.draw({"max": 3})) == 3
+
+
+def test_its_state_names_the_held_out_error() -> None:
+    sample = _sample()
+    assert sample.state() == ""
+    sample.choose(10, _timed(sample.draw({"dense convolution": 60})))
+    text = sample.state()
+    found = re.fullmatch(r", held-out error (\d+\.\d) %, (\d+) % within 10 %", text)
+    assert found and float(found[1]) < 10 and int(found[2]) > 50
