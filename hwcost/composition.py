@@ -2,42 +2,57 @@
 
 A kernel timed alone, again and again, finds caches and branch predictors as it left them. Inside a network it does not,
 and what that costs depends on what it does: arithmetic in registers hardly notices, moving data does. So every class of
-kernels has a factor, close to 1: those that make the predictions of the measured networks right. It is the constant per
-data type that on other networks took sums of kernels from 3.4 to 2.0 % (float) and from 5.6 to 3.2 % (int8), by class.
+kernels has a factor, close to 1. And a kernel timed alone finds its weights in a cache, which those of a large network
+do not fit: so weights cost time by the byte, the more the larger the network. Both are what makes the predictions of
+the measured networks right.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from hwcost.ops import Operator, Precision
+from hwcost.ops import Gemm, Operator, Precision, weight_bytes
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
+WeightClass = Literal["float convolution", "int8 convolution", "matrix"]
+
+Layers = Iterable[tuple[Operator, Precision, int]]
+"""Kernels at their realised precision, and how often one call executes each."""
+Values = NDArray[np.float64]
 
 CLASSES: Final = get_args(KernelClass)
-_SPREAD: Final = 0.1
-"""Standard deviation of a factor around 1, before anything is known."""
+WEIGHT_CLASSES: Final = get_args(WeightClass)
+_SPREADS: Final = np.array([0.1] * len(CLASSES) + [5e-11] * len(WEIGHT_CLASSES))
+"""Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0."""
 _ERROR: Final = 0.03
 """Standard deviation of a network's error that remains."""
 _ROUNDS: Final = 20
 _COVERAGE: Final = 0.9
+_HELD_BYTES, _LOST_BYTES = 2 * 1024**2, 32 * 1024**2
+"""Weights of a network that caches hold all of, and none of, from one call to the next; between them by the logarithm."""
 
 
 class Composition(BaseModel):
-    """What was learnt: a factor per class, and the half-widths (natural logarithm) of a network's interval, where its
-    kernels were measured and where they are predicted."""
+    """What was learnt: a factor per class of kernels, seconds per byte of weights from memory, and the half-widths
+    (natural logarithm) of a network's interval, where its kernels were measured and where they are predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     networks: int = Field(ge=1)
     factors: dict[KernelClass, PositiveFloat]
+    weight_s_per_byte: dict[WeightClass, NonNegativeFloat]
     measured_width: NonNegativeFloat
     predicted_width: NonNegativeFloat
+
+    def weights_s(self, layers: Layers) -> float:
+        """Seconds of one call that a network's weights cost because caches do not hold them."""
+        rates = [self.weight_s_per_byte[name] for name in WEIGHT_CLASSES]
+        return float(bytes_from_memory(layers) @ np.array(rates))
 
 
 def kernel_class(op: Operator, precision: Precision) -> KernelClass:
@@ -47,47 +62,56 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
     return "float product" if op.macs else "float data"
 
 
-def solve_factors(
-    seconds: NDArray[np.float64], overhead_s: float, measured_s: Sequence[float]
-) -> dict[KernelClass, float]:
-    """A factor per class from `seconds` [networks, classes], the sums of kernels, and the whole networks' time.
+def bytes_from_memory(layers: Layers) -> Values:
+    """Bytes of weights that one call of a network reads from memory, by class, [weight classes]."""
+    sums = np.zeros(len(WEIGHT_CLASSES))
+    for op, precision, count in layers:
+        name: WeightClass = "float convolution" if precision.activation_bits == 32 else "int8 convolution"
+        sums[WEIGHT_CLASSES.index("matrix" if isinstance(op, Gemm) else name)] += count * weight_bytes(op, precision)
+    lost = math.log(max(float(sums.sum()), 1.0) / _HELD_BYTES) / math.log(_LOST_BYTES / _HELD_BYTES)
+    return sums * min(max(lost, 0.0), 1.0)
 
-    Least squares on relative errors with a normal prior around 1; networks that nothing explains count less (Huber).
-    """
-    whole = np.asarray(measured_s, dtype=np.float64)
-    shares = seconds / whole[:, None]
-    target = 1 - overhead_s / whole - shares.sum(axis=1)
-    weights, change = np.ones(len(whole)), np.zeros(len(CLASSES))
+
+def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
+    """The change of each factor from 1, and seconds per byte: least squares on relative errors with a normal prior;
+    networks that nothing explains count less (Huber)."""
+    shares = sums / whole_s[:, None] * _SPREADS
+    target = 1 - (overhead_s + sums[:, : len(CLASSES)].sum(axis=1)) / whole_s
+    weights, change = np.ones(len(whole_s)), np.zeros(len(_SPREADS))
     for _ in range(_ROUNDS):
-        curvature = (shares * weights[:, None]).T @ shares + np.eye(len(CLASSES)) * (_ERROR / _SPREAD) ** 2
+        curvature = (shares * weights[:, None]).T @ shares + np.eye(len(_SPREADS)) * _ERROR**2
         change = np.linalg.solve(curvature, (shares * weights[:, None]).T @ target)
         error = np.abs(target - shares @ change)
         weights = np.minimum(1.0, _ERROR / np.maximum(error, 1e-9))
-    return {name: float(1 + delta) for name, delta in zip(CLASSES, change, strict=True)}
+    found: Values = change * _SPREADS
+    found[len(CLASSES) :] = np.maximum(found[len(CLASSES) :], 0.0)
+    return found
 
 
 def compose(
-    measured: NDArray[np.float64], predicted: NDArray[np.float64], overhead_s: float, whole_s: Sequence[float]
+    measured: Values, predicted: Values, from_memory: Values, overhead_s: float, whole_s: Sequence[float]
 ) -> Composition:
-    """From sums of kernels by class, [networks, classes] in seconds, as measured and as predicted without having been
-    fitted on, and the networks' own seconds.
+    """From sums of kernels in seconds by class [networks, classes], as measured and as predicted without having been
+    fitted on; bytes from memory [networks, weight classes]; and the networks' own seconds.
 
     Factors follow from the measured sums. A half-width is the 90 % quantile of the errors of networks that were left
     out of the factors, stretched by what so few cannot show (split conformal prediction).
     """
     whole = np.asarray(whole_s, dtype=np.float64)
-    factors = solve_factors(measured, overhead_s, whole_s)
-    errors: dict[str, list[float]] = {"measured": [], "predicted": []}
+    sums = {"measured": np.hstack([measured, from_memory]), "predicted": np.hstack([predicted, from_memory])}
+    errors: dict[str, list[float]] = {name: [] for name in sums}
     for out in range(len(whole)):
         rest = np.arange(len(whole)) != out
-        found = solve_factors(measured[rest], overhead_s, whole[rest].tolist()) if rest.any() else factors
-        weights = np.array([found[name] for name in CLASSES])
-        for name, sums in (("measured", measured), ("predicted", predicted)):
-            errors[name].append(abs(math.log((overhead_s + float(sums[out] @ weights)) / whole[out])))
+        change = _solve(sums["measured"][rest], overhead_s, whole[rest])
+        for name, array in sums.items():
+            said = overhead_s + array[out, : len(CLASSES)].sum() + array[out] @ change
+            errors[name].append(abs(math.log(max(float(said), 1e-9) / whole[out])))
+    change = _solve(sums["measured"], overhead_s, whole)
     widths = {name: _quantile(found) for name, found in errors.items()}
     return Composition(
         networks=len(whole),
-        factors=factors,
+        factors=dict(zip(CLASSES, (1 + change[: len(CLASSES)]).tolist(), strict=True)),
+        weight_s_per_byte=dict(zip(WEIGHT_CLASSES, change[len(CLASSES) :].tolist(), strict=True)),
         measured_width=widths["measured"],
         predicted_width=max(widths.values()),
     )

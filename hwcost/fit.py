@@ -8,7 +8,7 @@ chosen predictor is fitted again on every row, and its interval is calibrated on
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threadpoolctl import threadpool_limits
 
 from hwcost.archive import pack, unpack
+from hwcost.composition import CLASSES, Composition, bytes_from_memory, compose, kernel_class
 from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.files import write_atomically
-from hwcost.ops import Precision
+from hwcost.ops import Precision, key
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.predictors.base import Calibration, Estimate, Predictor, Spread, State, Values, prefixed, take, unprefixed
 from hwcost.profiles import PrecisionField, Profile, Row, Source
@@ -36,15 +37,18 @@ BASELINES = ("flops", "roofline")
 what remains when a family has too few rows to compare."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+_LARGE_S = 20e-6
 _SMALL_GAIN = 0.02  # a more complex predictor has to be better by this share
 
+Kernel = tuple[str, Precision]
+"""What a row is of: the key of an operator, and its precision."""
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what) after each family."""
 
 
 class PredictorErrors(BaseModel):
     """Held-out errors of one predictor as shares of the true latency; `bias` is the error of the sum over all rows, and
-    `spearman` None with fewer than 3 rows."""
+    `spearman` None with fewer than 3 rows. `large_rows` take over 20 us; of them `within_10_large` is the share."""
 
     model_config = _STRICT
 
@@ -55,6 +59,8 @@ class PredictorErrors(BaseModel):
     within_10: float
     bias: float
     spearman: float | None
+    large_rows: int = 0
+    within_10_large: float | None = None
 
 
 class FamilyReport(BaseModel):
@@ -90,6 +96,7 @@ class _Head(BaseModel):
     seed: int
     folds: int
     features: tuple[str, ...]
+    composition: Composition | None = None
     report: tuple[FamilyReport, ...] = Field(min_length=1)
 
 
@@ -111,6 +118,7 @@ class Fit:
     seed: int
     folds: int
     families: tuple[FittedFamily, ...]
+    composition: Composition | None = None
 
     @property
     def report(self) -> tuple[FamilyReport, ...]:
@@ -156,13 +164,44 @@ def fit_profile(
     for row in profile.rows:
         groups[family(row.operator), profile.realised_as(row.operator, row.precision)].append(row)
     families: list[FittedFamily] = []
+    unseen_s: dict[Kernel, float] = {}
     # Many small problems: threads cost more than they bring, and would sum in an order of their own.
     with threadpool_limits(limits=1):
         for (name, precision), rows in sorted(groups.items()):
-            families.append(_fit_family(name, precision, rows, profile, classes, seed, folds))
+            fitted, residual = _fit_family(name, precision, rows, profile, classes, seed, folds)
+            families.append(fitted)
+            for row, error in zip(rows, residual.tolist(), strict=False):
+                unseen_s[key(row.operator), row.precision] = row.latency_s * math.exp(error)
             if progress is not None:
                 progress(len(families), len(groups), f"{name} {precision}")
-    return Fit(profile.device, profile.digest, seed, folds, tuple(families))
+    return Fit(profile.device, profile.digest, seed, folds, tuple(families), _composition(profile, unseen_s))
+
+
+def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composition | None:
+    """What the profile's networks say; `unseen_s` are predictions of its rows by what was not fitted on them."""
+    measured: list[Values] = []
+    predicted: list[Values] = []
+    from_memory: list[Values] = []
+    whole_s: list[float] = []
+    for network in profile.networks:
+        rows = [profile.find(part.operator, part.precision) for part in network.parts]
+        if any(row is None for row in rows):
+            continue  # a kernel that the runtime refused alone
+        seconds = np.zeros((2, len(CLASSES)))
+        for part, row in zip(network.parts, rows, strict=True):
+            assert row is not None
+            column_ = CLASSES.index(kernel_class(row.operator, row.precision))
+            seconds[:, column_] += part.count * np.array(
+                [row.latency_s, unseen_s.get((key(row.operator), row.precision), row.latency_s)]
+            )
+        measured.append(seconds[0])
+        predicted.append(seconds[1])
+        from_memory.append(bytes_from_memory((part.operator, part.precision, part.count) for part in network.parts))
+        whole_s.append(min(network.samples_s))
+    if not whole_s:
+        return None
+    sums = np.array(measured), np.array(predicted), np.array(from_memory)
+    return compose(*sums, profile.run_overhead_s, whole_s)
 
 
 def _generator(seed: int, *parts: object) -> np.random.Generator:
@@ -178,7 +217,8 @@ def _fit_family(
     classes: dict[str, type[Predictor]],
     seed: int,
     folds: int,
-) -> FittedFamily:
+) -> tuple[FittedFamily, Values]:
+    """The fitted family, and the log-residuals of its rows while they were held out (empty: none could be)."""
     features = feature_matrix(((row.operator, precision) for row in rows), hardware_of(profile.machine))
     latency_s = np.array([row.latency_s for row in rows])
     held_out = _folds(features, folds, _generator(seed, name, precision))
@@ -206,7 +246,7 @@ def _fit_family(
         errors=errors,
         skipped=skipped,
     )
-    return FittedFamily(report, fitted, calibration)
+    return FittedFamily(report, fitted, calibration), residual
 
 
 def _folds(features: Values, folds: int, generator: np.random.Generator) -> tuple[NDArray[np.bool_], ...]:
@@ -267,6 +307,7 @@ def _coverage(
 def _errors(predictor: str, residuals: Values, latency_s: Values) -> PredictorErrors:
     relative = np.abs(np.expm1(np.clip(residuals, -50, 50)))
     predicted = np.exp(residuals) * latency_s
+    large = latency_s > _LARGE_S
     return PredictorErrors(
         predictor=predictor,
         mape=float(relative.mean()),
@@ -275,6 +316,8 @@ def _errors(predictor: str, residuals: Values, latency_s: Values) -> PredictorEr
         within_10=float((relative <= 0.10).mean()),
         bias=float(predicted.sum() / latency_s.sum() - 1.0),
         spearman=spearman(predicted, latency_s),
+        large_rows=int(large.sum()),
+        within_10_large=float((relative[large] <= 0.10).mean()) if large.any() else None,
     )
 
 
@@ -345,6 +388,7 @@ def write_fit(fit: Fit, path: Path) -> None:
         seed=fit.seed,
         folds=fit.folds,
         features=FEATURE_NAMES,
+        composition=fit.composition,
         report=fit.report,
     )
     write_atomically(path, pack(head.model_dump_json(), arrays))
@@ -369,7 +413,7 @@ def read_fit(path: Path) -> Fit:
         raise FitError(f"{path} is not a fit of version {FIT_VERSION}: {fault}; run `hwcost fit` again") from None
     except (ValueError, KeyError, HwcostError) as error:
         raise FitError(f"{path} is not a fit that can be read: {error}; run `hwcost fit` again") from error
-    return Fit(head.device, head.profile_digest, head.seed, head.folds, families)
+    return Fit(head.device, head.profile_digest, head.seed, head.folds, families, head.composition)
 
 
 def _restore(report: FamilyReport, arrays: State) -> FittedFamily:

@@ -29,17 +29,16 @@ from hwcost.runtime import RUNTIME_ERRORS, Timer, session
 _LAYOUT_OPS: Final = ("Transpose", "ReorderInput", "ReorderOutput")
 _RUN_S: Final = 3e-4
 """A run holds copies for at least this long."""
-_LONG_RUN_S: Final = 0.02
-_LARGE_BYTES: Final = 256 * 1024
 _MOST_COPIES: Final = 256
-_MOST_CONSTANT_BYTES: Final = 32 * 1024**2
+_MOST_CONSTANT_BYTES: Final = 4 * 1024**2
 _WEIGHT_BYTES: Final = 4096
 """Constants from this size on are handed over beside a model."""
 _ALIGNED: Final = 64
 _PROBE_S: Final = 0.001
 _CHOICE_S: Final = 0.003
 _TURNS: Final = 3
-_HELD_ELEMENTS: Final = 8192
+HELD_ELEMENTS: Final = 2048
+"""Outputs of at least this size are kept alive for two rounds, each by a node of its own."""
 _PROBED_COPIES: Final = (1, 8)
 
 
@@ -167,7 +166,7 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
             copy.output.extend(names[name] for name in node.output)
             nodes.append(copy)
         before = nodes[-1].output[0]
-        if kernel.output_elements >= _HELD_ELEMENTS and not kernel.in_place:
+        if kernel.output_elements >= HELD_ELEMENTS and not kernel.in_place:
             held[place].append(before)
             if len(held[place]) >= _TURNS:
                 nodes.append(helper.make_node("Shape", [held[place].pop(0)], [f"held/{place}/{round_}"]))
@@ -208,6 +207,12 @@ def _elsewhere(name: str, value: Array) -> TensorProto:
     return tensor
 
 
+def held_outputs(op: Operator, count: int) -> int:
+    """How many nodes `copies` adds to `count` rounds of an operator's kernel to keep its outputs alive."""
+    in_place = isinstance(op, Boundary) and op.function == "reshape"
+    return max(count - _TURNS + 1, 0) if op.output_elements >= HELD_ELEMENTS and not in_place else 0
+
+
 def run_time(kernels: Sequence[Kernel], count: int, threads: int, timer: Timer, seconds: float) -> float:
     """Seconds of one run of `count` rounds of these kernels, in a session of its own."""
     model, feeds, weights = copies(kernels, count)
@@ -218,7 +223,7 @@ def run_time(kernels: Sequence[Kernel], count: int, threads: int, timer: Timer, 
 def copies_for(kernel: Kernel, overhead_s: float, threads: int, timer: Timer) -> int:
     """How many copies make a run long enough to be timed well, within bounds of size.
 
-    Of weights that are large for a layer's, as many as a large network has: in it, too, they come from memory.
+    Few enough that all their weights fit the caches: what weights cost that do not is a network's affair.
     """
     most = max(1, min(_MOST_COPIES, _MOST_CONSTANT_BYTES // max(1, kernel.constant_bytes)))
     count = 1
@@ -229,8 +234,6 @@ def copies_for(kernel: Kernel, overhead_s: float, threads: int, timer: Timer) ->
         count = math.ceil(_RUN_S / one_s)
         if count <= _PROBED_COPIES[-1]:
             break
-    if kernel.constant_bytes >= _LARGE_BYTES:
-        count = max(count, math.floor(_LONG_RUN_S / one_s))
     return min(count, most)
 
 

@@ -397,9 +397,14 @@ def profile_machine(
                 progress(len(whole), 2 * networks, f"whole networks: {network.name}")
         again_s = _WHOLE_PASSES * sum(took_s for _, _, took_s in whole)
         budget_left_s = None if budget_s is None else budget_s - (clock.now() - began_s) - again_s
-        layers = [layer for network, _, _ in whole for layer in network.layers]
+        layers = [(op, site.usual(precision)) for network, _, _ in whole for op, precision in network.layers]
         found = measure_operators(
-            [*requests, *exact, *layers, *(request for op in sampled for request in of_sample(op))],
+            [
+                *requests,
+                *((op, site.usual(precision)) for op, precision in exact),
+                *layers,
+                *(request for op in sampled for request in of_sample(op)),
+            ],
             int8_form=site.int8_form,
             machine=site.machine,
             sample=AdaptiveSample(seed, of_sample) if widen else None,

@@ -18,7 +18,7 @@ from hwcost.prior.draws import pick
 _OPSET: Final = 17
 _SIDES: Final = (48, 64, 96, 128, 160, 192, 224)
 _MOST_MACS: Final = 700_000_000
-_BLOCKS: Final = ("plain", "residual", "bottleneck", "inverted", "excited", "dense", "heavy")
+_BLOCKS: Final = ("plain", "residual", "bottleneck", "heavy", "inverted", "excited", "dense", "wide")
 _ACTIVATIONS: Final = {"plain": ("relu",), "inverted": ("clip", "hardswish"), "excited": ("silu", "hardswish", "relu")}
 
 
@@ -137,14 +137,14 @@ class _Network:
         """Few wide layers with more weights than caches hold (as AlexNet and VGG end)."""
         self.side = pick(self.rng, (24, 32, 48))
         self.shape = (1, 3, self.side, self.side)
-        for width in (64, 192, 384, pick(self.rng, (384, 512))):
+        for width in (64, 192, pick(self.rng, (256, 384)), pick(self.rng, (256, 384, 512))):
             self.conv(width, 3, 2 if self.side > 12 else 1, activation="relu")
         self.node("MaxPool", self.x, kernel_shape=[2, 2], strides=[2, 2])
         self.side //= 2
         self.node("Flatten", self.x)
         self.channels *= self.side**2
         for _ in range(2):
-            self.gemm(pick(self.rng, (1024, 2048)))
+            self.gemm(pick(self.rng, (256, 512, 1024, 2048)))
             self.activate("relu")
         return self.model(pooled=False)
 
@@ -188,6 +188,9 @@ def random_network(seed: int, index: int) -> onnx.ModelProto:
             return network.heavy()
         activation = pick(rng, _ACTIVATIONS.get(kind, ("relu",)))
         width = pick(rng, (8, 12, 16, 24, 32, 48, 64))
+        if kind == "wide":  # weights in the late layers, as deep residual networks have them
+            network, kind, width = _Network(rng, pick(rng, _SIDES[:4])), "bottleneck", pick(rng, (160, 224, 288))
+            network.conv(width // 4, 3, 2, activation=activation)
         network.conv(width, pick(rng, (3, 3, 5, 7)), 2, activation=activation)
         if network.side > 64:
             network.node("MaxPool", network.x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
