@@ -1,26 +1,55 @@
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional
 
 from hwcost.errors import InvalidOperatorError, UnsupportedPrecisionError
 from hwcost.ops import (
     FLOAT,
     INT8,
+    PLAIN,
     PRECISIONS,
     Boundary,
     Conv,
     Elementwise,
     Gemm,
+    Node,
+    Operator,
     Pool,
     Precision,
+    TensorType,
     activation_bytes,
     bytes_moved,
     key,
     weight_bytes,
+)
+
+OPERATOR = TypeAdapter[Operator](Operator)
+NUMBERS = st.one_of(st.integers(-(2**31), 2**31), st.floats(allow_nan=False, width=32))
+TENSORS = st.builds(
+    TensorType,
+    st.sampled_from(["float32", "float16", "uint8", "int8", "int64", "int32", "bool"]),
+    st.lists(st.integers(1, 4096), max_size=5).map(tuple),
+    st.booleans(),
+    st.lists(NUMBERS, max_size=4).map(lambda values: ",".join(f"{value:.9g}" for value in values)),
+)
+TEXTS = st.one_of(st.just(""), TENSORS.map(str))
+NODES = st.builds(
+    Node,
+    st.from_regex(r"[A-Z][A-Za-z0-9]{0,20}", fullmatch=True),
+    st.lists(TEXTS, max_size=4).map(tuple),
+    st.lists(TEXTS, min_size=1, max_size=3).map(tuple),
+    st.sampled_from(["{}", '{"axis":1}', '{"axes":[2,3],"keepdims":0}', '{"mode":"linear"}']),
+    st.sampled_from(["", "com.microsoft", "com.microsoft.nchwc"]),
+    st.integers(1, 24),
 )
 
 
@@ -74,15 +103,109 @@ def test_keys_tell_operators_apart_and_are_the_same_in_every_process() -> None:
     assert " " not in keys[0]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@given(TENSORS)
+def test_a_tensor_is_written_and_read(tensor: TensorType) -> None:
+    assert TensorType.parse(str(tensor)) == tensor
+
+
+@given(NODES)
+def test_a_node_says_what_it_reads_and_survives_a_file(op: Node) -> None:
+    assert [str(tensor) for tensor in (*op.reads, *op.writes)] == [text for text in (*op.inputs, *op.outputs) if text]
+    assert OPERATOR.validate_json(OPERATOR.dump_json(op)) == op
+    assert op.output_elements == sum(tensor.elements for tensor in op.writes)
+    constants = sum(tensor.elements for tensor in op.reads if tensor.constant)
+    assert op.input_elements + constants == sum(tensor.elements for tensor in op.reads)
+    assert op.weights <= constants
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "float32", "float32[1,]", "float32[-1]", "float32[1 ,2]", "32[1]", "==float32[1]", "=int64[1]:", "f[x]"],
+)
+def test_a_text_that_is_no_tensor_is_refused(text: str) -> None:
+    with pytest.raises(InvalidOperatorError, match=r"a tensor is written like float32\[1,64,28,28\] .*, got "):
+        TensorType.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"op_type": "not one word"}, "a node has a type"),
+        ({"outputs": ()}, "an output"),
+        ({"version": 0}, "a version of at least 1"),
+        ({"inputs": ("float32[1,0]",)}, "at least 1"),
+        ({"inputs": ("float32",)}, "a tensor is written like"),
+    ],
+)
+def test_a_node_that_cannot_be_is_refused(fields: dict[str, Any], rule: str) -> None:
+    with pytest.raises(InvalidOperatorError, match=rule):
+        Node(**{"op_type": "Erf", "inputs": ("float32[1,2]",), "outputs": ("float32[1,2]",), **fields})
+
+
+def test_the_bytes_of_a_node_are_those_of_its_tensors() -> None:
+    tensors = ("float32[1,8]", "=float32[8]", "=int64[2]:1,8", "", "uint8[3]"), ("int64[4]", "float16[2]")
+    op = Node("Anything", *tensors)
+    assert (op.input_elements, op.output_elements, op.weights) == (8 + 3, 4 + 2, 8)
+    assert activation_bytes(op, FLOAT) == activation_bytes(op, INT8) == 4 * 8 + 2 * 2
+    assert bytes_moved(op, FLOAT) == 8 * 4 + 3 + 4 * 8 + 2 * 2 + weight_bytes(op, FLOAT)
+    assert weight_bytes(op, FLOAT) == 4 * 8
+
+
+def test_products_among_nodes_know_their_multiply_accumulates_as_torch_does() -> None:
+    """By the definition of each: what a unit input does to how many outputs, or the gates of each step."""
+    one, other = torch.zeros(2, 3, 5, 7), torch.zeros(2, 3, 7, 4)
+    product = one @ other
+    matmul = Node("MatMul", ("float32[2,3,5,7]", "float32[2,3,7,4]"), ("float32[2,3,5,4]",))
+    assert matmul.macs == product.numel() * 7
+    turned = torch.nn.ConvTranspose2d(6, 4, 3, 2)
+    x = torch.zeros(1, 6, 5, 8)
+    inputs = ("float32[1,6,5,8]", f"=float32[{','.join(map(str, turned.weight.shape))}]", "=float32[4]")
+    outputs = (f"float32[{','.join(map(str, turned(x).shape))}]",)
+    assert Node("ConvTranspose", inputs, outputs).macs == x.numel() * turned.weight[0].numel()
+    lstm = torch.nn.LSTM(10, 6)
+    gates, hidden = lstm.weight_ih_l0.numel(), lstm.weight_hh_l0.numel()
+    inputs = ("float32[9,1,10]", "=float32[1,24,10]", "=float32[1,24,6]", "=float32[1,48]")
+    assert Node("LSTM", inputs, ("float32[9,1,1,6]",)).macs == 9 * (gates + hidden)
+    assert Node("Softmax", ("float32[1,10]",), ("float32[1,10]",)).macs == 0
+
+
+def test_a_residual_is_read_and_not_multiplied() -> None:
+    plain = Conv.square(16, 32, 8, 3, 2)
+    added = replace(plain, residual=True)
+    assert added.input_elements == plain.input_elements + plain.output_elements
+    assert (added.macs, added.weights, added.output_elements) == (plain.macs, plain.weights, plain.output_elements)
+    assert bytes_moved(added, FLOAT) == bytes_moved(plain, FLOAT) + 4 * plain.output_elements
+    assert key(added) != key(plain) and OPERATOR.validate_json(OPERATOR.dump_json(added)) == added
+
+
+@pytest.mark.parametrize("function", ["concat", "softmax"])
+def test_what_became_a_node_is_no_elementwise_function(function: str) -> None:
+    with pytest.raises(ValidationError, match=r"elementwise.function"):
+        OPERATOR.validate_python({"kind": "elementwise", "function": function, "shape": [1, 10]})
+
+
+@pytest.mark.parametrize("precision", [*PRECISIONS, PLAIN, *(Precision(8, 8, f) for f in ("u8u8", "u8s8", "s8s8"))])
 def test_a_precision_is_written_and_read(precision: Precision) -> None:
     assert Precision.parse(str(precision)) == precision
+
+
+@pytest.mark.parametrize("text", ["w8a8:", "w8a8:plain", "w8a8:s8u8", "w32a32:u8s8", "w4a8:u8s8", "w8a8:u8s8 ", "w8"])
+def test_a_kernel_that_a_precision_does_not_have_is_refused(text: str) -> None:
+    with pytest.raises(UnsupportedPrecisionError, match=rf"w32a32:plain, w8a8:u8u8, .*, got '{text}'"):
+        Precision.parse(text)
+
+
+def test_the_kernel_tells_precisions_apart() -> None:
+    assert len({FLOAT, PLAIN, INT8, Precision(8, 8, "u8s8")}) == 4
+    assert (str(PLAIN), str(Precision(8, 8, "u8s8"))) == ("w32a32:plain", "w8a8:u8s8")
+    conv = Conv.square(16, 32, 8, 3)
+    assert bytes_moved(conv, PLAIN) == bytes_moved(conv, FLOAT)
 
 
 def test_what_cannot_exist_is_refused_with_the_rule() -> None:
     with pytest.raises(UnsupportedPrecisionError, match=r"a precision is one of w32a32, w8a8, .*, got 'w3a8'"):
         Precision.parse("w3a8")
-    with pytest.raises(UnsupportedPrecisionError, match="got w8a4"):
+    with pytest.raises(UnsupportedPrecisionError, match="got 'w8a4'"):
         Precision(8, 4)
     with pytest.raises(InvalidOperatorError, match="divisible by its groups"):
         Conv.square(8, 9, 8, 3, groups=4)
