@@ -17,6 +17,7 @@ from hwcost.model import Layout, ModelLayers, read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import Operator, Precision, key
 from hwcost.pricing import CostModel, Price, Total
+from hwcost.profiles import Profile
 from hwcost.runtime import time_model
 from hwcost.space import Layer
 
@@ -52,7 +53,7 @@ class Prediction:
     """What one run of a model should take, in seconds, on `device`.
 
     `uncovered` names nodes that have no price and are left out of the total; `uncovered_share` is their part of all
-    tensor elements that the model reads and writes.
+    tensor elements that the model reads and writes. `warnings`: how what was profiled differs from what is here.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Prediction:
     operators: tuple[PricedOperator, ...]
     uncovered: tuple[str, ...]
     uncovered_share: float
+    warnings: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The prediction as JSON values."""
@@ -75,6 +77,7 @@ class Prediction:
             "sources": list(self.total.sources),
             "uncovered": list(self.uncovered),
             "uncovered_share": self.uncovered_share,
+            "warnings": list(self.warnings),
             "operators": [operator.document() for operator in self.operators],
         }
 
@@ -111,14 +114,30 @@ class Check:
             "error": self.error,
             "within_interval": self.within_interval,
             "noise_floor": self.noise_floor,
-            "warnings": list(self.warnings),
+            "warnings": [*self.prediction.warnings, *self.warnings],
         }
 
 
-def is_this_machine(cost_model: CostModel) -> bool:
-    """Whether the profile was made on this machine, with this runtime."""
-    machine = cost_model.profile.machine
-    return detect_machine(machine.threads).fingerprint == machine.fingerprint
+def is_this_machine(profile: Profile) -> bool:
+    """Whether the profile was made on this machine, with whatever version of the runtime."""
+    return detect_machine(profile.machine.threads).is_same_hardware(profile.machine)
+
+
+def _differences(profile: Profile) -> tuple[str, ...]:
+    """Why a prediction by this profile is not quite of what runs here, one sentence each."""
+    theirs, here = profile.machine, detect_machine(profile.machine.threads)
+    warnings = []
+    if not is_this_machine(profile):
+        warnings.append(
+            f"profile {profile.device} is of {theirs.cpu}, this is {here.cpu}: the prediction is for that machine, "
+            "from the graph that onnxruntime makes for any"
+        )
+    if theirs.onnxruntime not in (here.onnxruntime, "unknown"):
+        warnings.append(
+            f"profile {profile.device} is of onnxruntime {theirs.onnxruntime}, this is {here.onnxruntime}, whose "
+            "kernels and graph may differ: profile the device again to be sure"
+        )
+    return tuple(warnings)
 
 
 def predict_model(
@@ -130,7 +149,7 @@ def predict_model(
     `shapes` gives sizes for open inputs. Raises `ModelError`; `UnknownOperatorError` naming what has no price, unless
     `allow_uncovered`.
     """
-    layout: Layout = "executed" if is_this_machine(cost_model) else "portable"
+    layout: Layout = "executed" if is_this_machine(cost_model.profile) else "portable"
     found = read_model(path, shapes=shapes, layout=layout)
     lost = _unpriced(found, cost_model)
     names = [f"{found.layers[index][0]} ({family(op)} at {precision})" for index, (op, precision) in lost.items()]
@@ -153,7 +172,16 @@ def predict_model(
     operators = tuple(PricedOperator(*layer, price) for layer, price in zip(priced, total.prices, strict=True))
     elements = found.uncovered_elements + sum(_elements(op) for op, _ in lost.values())
     share = min(elements / max(found.elements, 1), 1.0)
-    return Prediction(str(path), cost_model.device, _bits(found), total, operators, tuple(uncovered), share)
+    return Prediction(
+        str(path),
+        cost_model.device,
+        _bits(found),
+        total,
+        operators,
+        tuple(uncovered),
+        share,
+        _differences(cost_model.profile),
+    )
 
 
 def _unpriced(found: ModelLayers, cost_model: CostModel) -> dict[int, Layer]:
@@ -203,11 +231,11 @@ def check_model(
     """
     machine = cost_model.profile.machine
     here = detect_machine(machine.threads)
-    if not is_this_machine(cost_model):
+    if not is_this_machine(cost_model.profile):
         raise MeasurementError(
             f"a model is checked on the machine of its profile, profile {cost_model.device} is of {machine.cpu} with "
-            f"onnxruntime {machine.onnxruntime}, this is {here.cpu} with onnxruntime {here.onnxruntime}: run the check "
-            "there, profile this machine, or ask for the prediction alone with `hwcost predict`"
+            f"{machine.cores} cores, this is {here.cpu} with {here.cores}: run the check there, profile this machine, "
+            "or ask for the prediction alone with `hwcost predict`"
         )
     prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered)
     file = load_model(path, shapes)

@@ -346,6 +346,7 @@ def predict(
     with progress(f"Reading {model}"):
         prediction = predict_model(model, cost_model, shapes=shapes, allow_uncovered=allow_uncovered)
     _expect_bits(prediction, bits)
+    _warn(prediction)
     if as_json:
         print_json(prediction.document())
     else:
@@ -393,10 +394,16 @@ def check(
             seed=seed,
         )
     _expect_bits(checked.prediction, bits)
+    _warn(checked.prediction)
     if as_json:
         print_json(checked.document())
     else:
         show_check(checked)
+
+
+def _warn(prediction: "Prediction") -> None:
+    for warning in prediction.warnings:
+        note(f"hwcost: warning: {warning}")
 
 
 def _expect_bits(prediction: "Prediction", bits: str | None) -> None:

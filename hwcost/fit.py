@@ -23,7 +23,7 @@ from hwcost.archive import pack, unpack
 from hwcost.composition import CLASSES, Composition, bytes_from_memory, compose, kernel_class
 from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
-from hwcost.files import write_atomically
+from hwcost.files import read_file, write_atomically
 from hwcost.ops import Precision, key
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.predictors.base import Calibration, Estimate, Predictor, Spread, State, Values, prefixed, take, unprefixed
@@ -38,6 +38,7 @@ what remains when a family has too few rows to compare."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 _LARGE_S = 20e-6
+_MOST_BYTES = 2**28
 _SMALL_GAIN = 0.02  # a more complex predictor has to be better by this share
 
 Kernel = tuple[str, Precision]
@@ -397,11 +398,11 @@ def write_fit(fit: Fit, path: Path) -> None:
 def read_fit(path: Path) -> Fit:
     """Read and validate; raises `FitError` naming the file and what to do."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, _MOST_BYTES)
     except FileNotFoundError:
         raise FitError(f"no fit at {path}: make it with `hwcost fit`") from None
     except OSError as error:
-        raise FitError(f"cannot read fit {path}: {error.strerror}") from error
+        raise FitError(f"cannot read fit {path}: {error.strerror}: run `hwcost fit` again") from error
     try:
         text, arrays = unpack(data)
         head = _Head.model_validate_json(text)
@@ -411,7 +412,7 @@ def read_fit(path: Path) -> Fit:
     except ValidationError as error:
         fault = first_fault(error, "the head")
         raise FitError(f"{path} is not a fit of version {FIT_VERSION}: {fault}; run `hwcost fit` again") from None
-    except (ValueError, KeyError, HwcostError) as error:
+    except (ValueError, LookupError, ArithmeticError, HwcostError) as error:
         raise FitError(f"{path} is not a fit that can be read: {error}; run `hwcost fit` again") from error
     return Fit(head.device, head.profile_digest, head.seed, head.folds, families, head.composition)
 

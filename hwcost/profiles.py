@@ -6,7 +6,10 @@ is a field; layer times are sums of rows. Bit-widths that run on another width's
 `realisations`, instead of being repeated as rows.
 """
 
+import codecs
 import hashlib
+import json
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -17,17 +20,18 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    PositiveFloat,
     ValidationError,
     model_validator,
 )
 
 from hwcost.errors import ProfileError, UnknownOperatorError, first_fault
-from hwcost.files import write_atomically
+from hwcost.files import read_file, write_atomically
 from hwcost.ops import INT8, Operator, Precision
 
 # 2: any node is an operator; concatenation and softmax are such nodes. 1: first version.
 PROFILE_VERSION: Final = 2
+
+_MOST_BYTES: Final = 2**28
 
 Source = Literal["measured", "emulated", "estimated", "imported"]
 Int8Form = Literal["u8u8", "u8s8", "s8s8"]
@@ -41,6 +45,7 @@ def _parse_precision(value: object) -> object:
 PrecisionField = Annotated[
     Precision, BeforeValidator(_parse_precision), PlainSerializer(str, return_type=str, when_used="json")
 ]
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -64,8 +69,15 @@ class Machine(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Equal for runs that may be compared: CPU, features, cores, threads and runtime version."""
-        parts = (self.cpu, self.architecture, *self.features, self.cores, self.threads, self.onnxruntime)
-        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join(map(str, (*self._hardware, self.onnxruntime))).encode()).hexdigest()[:16]
+
+    @property
+    def _hardware(self) -> tuple[object, ...]:
+        return self.cpu, self.architecture, *self.features, self.cores, self.threads
+
+    def is_same_hardware(self, other: "Machine") -> bool:
+        """Whether both are one machine, used in the same way, whatever the version of the runtime."""
+        return self._hardware == other._hardware
 
 
 class Realisation(BaseModel):
@@ -90,9 +102,9 @@ class Row(BaseModel):
     realisation: str
     native: bool
     source: Source
-    latency_s: PositiveFloat
-    interval_s: tuple[PositiveFloat, PositiveFloat]
-    samples_s: tuple[PositiveFloat, ...] = ()
+    latency_s: Seconds
+    interval_s: tuple[Seconds, Seconds]
+    samples_s: tuple[Seconds, ...] = ()
     copies: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
@@ -123,7 +135,7 @@ class Network(BaseModel):
 
     name: str
     parts: tuple[Part, ...] = Field(min_length=1)
-    samples_s: tuple[PositiveFloat, ...] = Field(min_length=1)
+    samples_s: tuple[Seconds, ...] = Field(min_length=1)
 
 
 class Profile(BaseModel):
@@ -137,7 +149,7 @@ class Profile(BaseModel):
     created: str
     machine: Machine
     int8_form: Int8Form
-    run_overhead_s: PositiveFloat
+    run_overhead_s: Seconds
     noise_floor: float = Field(ge=0)
     weights_state: Literal["hot", "cold"] = "hot"
     notes: tuple[str, ...] = ()
@@ -219,19 +231,32 @@ class Profile(BaseModel):
 def read_profile(path: Path) -> Profile:
     """Read and validate; raises `ProfileError` naming the file, the path of the wrong field, and the rule."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, _MOST_BYTES).removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
         raise ProfileError(f"no profile at {path}: make one with `hwcost profile --device NAME --out {path}`") from None
     except OSError as error:
-        raise ProfileError(f"cannot read profile {path}: {error.strerror}") from error
+        raise ProfileError(f"cannot read profile {path}: {error.strerror}: give the path of a profile") from error
     try:
-        return Profile.model_validate_json(data)
+        profile = Profile.model_validate_json(data)
+        json.loads(data, object_pairs_hook=_without_duplicates)
     except ValidationError as error:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ProfileError(
-            f"{path} is not a profile of version {PROFILE_VERSION}: {first_fault(error)}{more}; "
-            "restore the file or profile the device again"
-        ) from None
+        fault = f"{first_fault(error)}{more}"
+    except ValueError as error:
+        fault = str(error)
+    else:
+        return profile
+    raise ProfileError(
+        f"{path} is not a profile of version {PROFILE_VERSION}: {fault}; restore the file or profile the device again"
+    )
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> None:
+    """Refuse an object that says one thing twice: which of the two holds?"""
+    names = Counter(name for name, _ in pairs)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"every field is given once, got {twice[0][:100]!r} twice")
 
 
 def write_profile(profile: Profile, path: Path) -> None:

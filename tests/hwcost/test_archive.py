@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from hwcost.archive import pack, unpack
 
@@ -21,3 +22,17 @@ def test_what_was_not_packed_is_refused(damage: bytes) -> None:
         unpack(damage)
     with pytest.raises(ValueError, match="not a safetensors document"):
         unpack(pack("head", {"a": np.ones(3)})[:-2])
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is() -> None:
+    data = pack("head", {"a": np.linspace(0, 1, 7, dtype=np.float32)})
+    for index in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[index // 8] ^= 1 << index % 8
+        with pytest.raises(ValueError, match="a safetensors document"):
+            unpack(bytes(damaged))
+
+
+def test_a_document_of_the_library_that_was_not_packed_here_is_refused() -> None:
+    with pytest.raises(ValueError, match="damaged, or that something else wrote"):
+        unpack(save({"a": np.ones(3)}, metadata={"head": "head"}))

@@ -81,8 +81,21 @@ def test_an_unknown_node_is_an_error_unless_its_share_is_wanted(tmp_path: Path, 
     path = float_model(tmp_path / "m.onnx", extra="Erf")
     with pytest.raises(UnknownOperatorError, match=r"got none for 1 of .*: Erf erf6; .* --allow-uncovered"):
         predict_model(path, CostModel(estimated))
+def test_another_version_of_the_runtime_is_allowed_and_said(model: Path, measured: Profile) -> None:
+    older = measured.machine.model_copy(update={"onnxruntime": "1.21.0"})
+    cost_model = CostModel(measured.model_copy(update={"machine": older}))
+    prediction = predict_model(model, cost_model)
+    assert predict_model(model, CostModel(measured)).warnings == ()
+    (warning,) = prediction.warnings
+    assert warning.startswith("profile here is of onnxruntime 1.21.0, this is ")
+    assert [one.operator for one in prediction.operators] == [op for _, op, _ in read_model(model).layers]
+    checked = check_model(model, cost_model, seconds=0.05, passes=1)
+    assert checked.document()["warnings"][0] == warning == prediction.document()["warnings"][0]
+
+
     prediction = predict_model(path, CostModel(estimated), allow_uncovered=True)
     assert prediction.uncovered == ("Erf erf6",) and 0 < prediction.uncovered_share < 1
+    assert prediction.warnings[0].startswith("profile rpi4 is of Cortex-A72 (estimated), this is ")
 
 
 def test_an_operator_that_was_not_profiled_is_an_error_unless_its_share_is_wanted(

@@ -156,13 +156,16 @@ def test_bad_files_are_refused_with_what_to_do(tmp_path: Path, fit: Fit) -> None
         read_fit(path)
     write_fit(fit, path)
     data = path.read_bytes()
-    renamed = data.replace(b"conv.dense/w8a8/calibration.range", b"conv.dense/w8a8/calibration.RANGE")
-    assert renamed != data
+    head, arrays = unpack(data)
+    arrays["conv.dense/w8a8/calibration.RANGE"] = arrays.pop("conv.dense/w8a8/calibration.range")
+    flipped = bytearray(data)
+    flipped[-1] ^= 1
     bad: list[tuple[bytes, str]] = [
         (b"", r"is not a fit that can be read: .*run `hwcost fit` again"),
         (b"not a fit at all", r"is not a fit that can be read: .*run `hwcost fit` again"),
         (data[:-20], r"is not a fit that can be read: .*run `hwcost fit` again"),
-        (renamed, r"lacks the array .*run `hwcost fit` again"),
+        (flipped, r"damaged, or that something else wrote; run `hwcost fit` again"),
+        (pack(head, arrays), r"lacks the array .*run `hwcost fit` again"),
         (_with_head(data, {"version": 9}), r"is not a fit of version 2: version: .*run `hwcost fit` again"),
         (_with_head(data, {"format": "other"}), r"is not a fit of version 2: format: "),
         (

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_measurements_of_different_machines_are_never_joined(change: dict[str, A
         (("rows", 0, "source"), "guessed", r"rows\.0\.source"),
         (("machine", "cores"), 0, r"machine\.cores"),
         (("device",), "../x", r"device: String should match pattern"),
-        (("version",), 2, r"version: Input should be 1"),
+        (("version",), 3, r"version: Input should be 2"),
         (("extra",), 1, r"extra: Extra inputs are not permitted"),
         (("rows",), [], r"rows: .*at least 1 item"),
     ],
@@ -88,7 +89,7 @@ def test_a_wrong_field_is_named_by_its_path(tmp_path: Path, path: tuple[Any, ...
         target = target[step]
     target[path[-1]] = value
     (tmp_path / "a.json").write_text(json.dumps(document))
-    with pytest.raises(ProfileError, match=f"is not a profile of version 1: {message}") as caught:
+    with pytest.raises(ProfileError, match=f"is not a profile of version 2: {message}") as caught:
         read_profile(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
 
@@ -100,11 +101,36 @@ def test_a_row_twice_nan_and_files_that_are_no_profiles_are_refused(tmp_path: Pa
     path.write_bytes(profile(row(CONV, INT8)).to_json().replace(b'"noise_floor": 0.01', b'"noise_floor": NaN'))
     with pytest.raises(ProfileError, match="noise_floor: Input should be a finite number"):
         read_profile(path)
-    for content in (b"", b"[]", b"\xff\xfe", profile(row(CONV, INT8)).to_json()[:300]):
+    sound = profile(row(CONV, INT8)).to_json()
+    for content in (b"", b"[]", b"\xff\xfe", sound[:300], b"[" * 10**6, sound.replace(b": 0.01", b": 1e999")):
         path.write_bytes(content)
-        with pytest.raises(ProfileError, match="is not a profile of version 1"):
+        with pytest.raises(ProfileError, match="is not a profile of version 2"):
             read_profile(path)
     with pytest.raises(ProfileError, match=r"no profile at .*: make one with `hwcost profile"):
         read_profile(tmp_path / "none.json")
-    with pytest.raises(ProfileError, match="cannot read profile"):
+    with pytest.raises(ProfileError, match=r"cannot read profile .*: Is a directory: give the path of a profile"):
         read_profile(tmp_path)
+
+
+def test_a_field_given_twice_is_refused_whichever_may_hold(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    sound = profile(row(CONV, INT8)).to_json()
+    path.write_bytes(sound.replace(b'"noise_floor": 0.01', b'"noise_floor": 0.01, "noise_floor": 0.5'))
+    with pytest.raises(ProfileError, match="every field is given once, got 'noise_floor' twice; restore the file"):
+        read_profile(path)
+
+
+def test_a_mark_of_byte_order_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    made = profile(row(CONV, INT8))
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + made.to_json())
+    assert read_profile(tmp_path / "a.json") == made
+
+
+def test_what_would_never_end_or_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ProfileError, match=r"cannot read profile .*: Not a regular file"):
+        read_profile(tmp_path / "pipe")
+    with (tmp_path / "huge.json").open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(ProfileError, match=r"cannot read profile .*: File of 1099511627776 bytes, at most"):
+        read_profile(tmp_path / "huge.json")
