@@ -20,8 +20,8 @@ step() {
 }
 
 say "What operators cost: measured here, and for a Raspberry Pi 4 (an estimate, unless this is one)"
-# A third of the usual sample of other networks' operators, to be quick; the search's own are measured whatever it is.
-step hwcost profile --out profiles/host.json --samples 120
+# An eighth of the usual time, to be quick: fewer operators of other networks; the search's own are measured anyway.
+step hwcost profile --out profiles/host.json --budget 60s
 step hwcost profile --device rpi4 --samples 120
 
 say "Predictors of that cost, cross-validated; the best one of each kind of operator is kept"

@@ -118,7 +118,7 @@ def test_an_interrupted_measurement_keeps_its_journal(folder: Path) -> None:
         [*HWCOST, "profile", *SMALL, "--out", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    await_lines(journal, 8)
+    await_lines(running, journal, 8)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130
@@ -126,14 +126,13 @@ def test_an_interrupted_measurement_keeps_its_journal(folder: Path) -> None:
     assert not out.exists() and journal.exists()
 
 
-def await_lines(journal: Path, count: int, holding: str = "") -> None:
-    """Until the journal has so many lines that hold a text."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+def await_lines(running: "subprocess.Popen[Any]", journal: Path, count: int, holding: str = "") -> None:
+    """Until the journal of a measurement under way has so many lines that hold a text."""
+    while running.poll() is None:
         if journal.exists() and sum(holding in line for line in journal.read_text().splitlines()) >= count:
             return
         time.sleep(0.02)
-    raise AssertionError(f"{journal} never had {count} lines with {holding}")
+    raise AssertionError(f"the measurement ended before {journal} had {count} lines with {holding}")
 
 
 def test_a_killed_measurement_loses_no_finished_timing(folder: Path) -> None:
@@ -141,8 +140,8 @@ def test_a_killed_measurement_loses_no_finished_timing(folder: Path) -> None:
     out, journal = folder / "p.json", folder / "p.json.partial.jsonl"
     command = [*HWCOST, "profile", "--image", "1,8,8", "--precision", "w8a8", "--passes", "1", "--out", str(out)]
     running = subprocess.Popen([*command, "--budget", "60s"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    await_lines(journal, 1, '"families"')
-    await_lines(journal, 20, '"stage":1')
+    await_lines(running, journal, 1, '"families"')
+    await_lines(running, journal, 20, '"stage":1')
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     running.kill()
     running.wait(timeout=60)
