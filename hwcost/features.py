@@ -128,14 +128,48 @@ def way_of(features: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def family(op: Operator) -> str:
     """Operators that one predictor can describe: `conv.dense`, `conv.depthwise`, `conv.grouped`, `gemm`,
-    `pool.<function>`, `elementwise.<function>`, `boundary.<function>`, `node.<type>`."""
+    `pool.<function>`, `elementwise.<function>`, `boundary.<function>`, `node.<type>`, the last with what makes a node
+    of a type another kernel: `node.Add.scalar`, `node.ReduceMean.rows`, `node.Resize.linear`. Pools whose channels fill
+    the runtime's blocks are other kernels too (`pool.max.blocked`)."""
     if isinstance(op, Conv):
         return f"conv.{'depthwise' if op.depthwise else 'grouped' if op.groups > 1 else 'dense'}"
     if isinstance(op, Gemm):
         return op.kind
     if isinstance(op, Node):
-        return f"node.{op.op_type}"
+        return ".".join(filter(None, ("node", op.op_type, _variant(op))))
+    if isinstance(op, Pool) and not op.channels_in % _LEAST_BLOCK:
+        return f"pool.{op.function}.blocked"
     return f"{op.kind}.{op.function}"
+
+
+_LEAST_BLOCK = 8
+_BROADCASTING = ("Add", "Mul", "Sub", "Div", "QLinearAdd", "QLinearMul")
+
+
+@lru_cache(maxsize=65536)
+def _variant(op: Node) -> str:
+    """What, besides its type, decides which loops a node runs; empty where nothing does."""
+    reads, out = op.reads, op.writes[0].shape
+    if op.op_type in ("Resize", "Upsample"):
+        return str(json.loads(op.attributes).get("mode", "nearest"))
+    if op.op_type == "Pow" and len(reads) > 1:
+        return f"to_{reads[1].values}" if reads[1].values else ""
+    if op.op_type.startswith("Reduce"):
+        rank = len(reads[0].shape)
+        given = json.loads(op.attributes).get("axes") or (reads[1].values.split(",") if len(reads) > 1 else ())
+        axes = sorted(int(float(axis)) % max(rank, 1) for axis in given if axis != "")
+        if rank - 1 not in axes:
+            return "columns" if axes else "all"
+        return "rows" if len(axes) == 1 else "planes"
+    if op.op_type in _BROADCASTING:
+        operands = [tensor.shape for tensor in (reads[0::3] if op.op_type.startswith("QLinear") else reads)[:2]]
+        other = min(operands, key=math.prod)
+        if math.prod(other) == 1:
+            return "scalar"
+        if other == out:
+            return "same"
+        return "channels" if other[-1] == 1 else "rows"
+    return ""
 
 
 _SIZES = (
