@@ -71,8 +71,21 @@ def test_another_machines_profile_is_not_checked_here(model: Path, estimated: Pr
     assert "profile this machine" in text and "`hwcost predict`" in text
 
 
+def test_another_version_of_the_runtime_is_allowed_and_said(model: Path, measured: Profile) -> None:
+    older = measured.machine.model_copy(update={"onnxruntime": "1.21.0"})
+    cost_model = CostModel(measured.model_copy(update={"machine": older}))
+    prediction = predict_model(model, cost_model)
+    assert predict_model(model, CostModel(measured)).warnings == ()
+    (warning,) = prediction.warnings
+    assert warning.startswith("profile here is of onnxruntime 1.21.0, this is ")
+    assert [one.operator for one in prediction.operators] == [op for _, op, _ in read_model(model).layers]
+    checked = check_model(model, cost_model, seconds=0.05, passes=1)
+    assert checked.document()["warnings"][0] == warning == prediction.document()["warnings"][0]
+
+
 def test_another_machine_is_predicted_without_this_machines_layouts(model: Path, estimated: Profile) -> None:
     prediction = predict_model(model, CostModel(estimated))
+    assert prediction.warnings[0].startswith("profile rpi4 is of Cortex-A72 (estimated), this is ")
     assert prediction.total.sources == ("estimated",)
     assert all(operator.operator.kind != "boundary" or operator.name == "flatten7" for operator in prediction.operators)
 
