@@ -7,7 +7,7 @@ Commands only translate between the reader and the library. Heavy modules are im
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 Sizes = tuple[int, ...]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_ESTIMATED: Final = 500
+"""Operators of other networks in an estimate: an analytic model has no more to tell."""
 
 
 def _sizes(text: str) -> Sizes:
@@ -208,7 +211,8 @@ def profile(
             ),
         )
     elif threads == 1 and not models:
-        made = _estimate(known, target, default_operators(images, seed, samples), wanted)
+        operators = default_operators(images, seed, _ESTIMATED if samples is None else samples)
+        made = _estimate(known, target, operators, wanted)
     else:
         raise click.UsageError(
             f"{name} is not this machine, and an estimate is for one thread and no model: leave out --threads and "
