@@ -17,7 +17,7 @@ class MlpPredictor(ResidualPredictor):
     last layer starts at zero, that is, at the plain model."""
 
     name = "mlp"
-    min_rows = 30
+    min_rows = 100  # where fewer are, trees and plain models were better, and its fits take longest
     layers: tuple[tuple[Values, Values], ...]
     centre: Values
     scale: Values
