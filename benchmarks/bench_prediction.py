@@ -114,7 +114,8 @@ def measure_profile(quick: bool, seed: int) -> Profile:
 def without(profile: Profile, operators: Set[Operator]) -> Profile:
     """The int8 rows of other operators; predictors are fitted per precision, so nothing is lost with the others."""
     rows = tuple(row for row in profile.rows if row.precision == INT8 and row.operator not in operators)
-    return Profile.model_validate({**dict(profile), "rows": rows})
+    fields = {name: getattr(profile, name) for name in Profile.model_fields}
+    return Profile.model_validate({**fields, "rows": rows})
 
 
 def predict(name: str, networks: Sequence[Network], profile: Profile, fit: Fit | None) -> Way:

@@ -223,9 +223,13 @@ class Profile(BaseModel):
             )
 
     def with_rows_of(self, older: "Profile") -> "Profile":
-        """This profile, and the rows that only `older` has; raises `ProfileError` when it is of another machine."""
+        """This profile, and the rows that only `older` has, and its whole networks if this has none: those go with rows
+        of their own time. Raises `ProfileError` when it is of another machine."""
         older.check_same_machine(self.machine)
-        return Profile.model_validate({**dict(self), "rows": tuple({**older._by_layer, **self._by_layer}.values())})
+        rows = {**older._by_layer, **self._by_layer}
+        fields = {name: getattr(self, name) for name in Profile.model_fields}
+        both = {"networks": self.networks or older.networks, "rows": tuple(rows.values())}
+        return Profile.model_validate({**fields, **both})
 
 
 def read_profile(path: Path) -> Profile:
