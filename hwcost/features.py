@@ -7,19 +7,17 @@ and calls a kernel takes. Sizes are natural logarithms, since latency spans five
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwcost.ops import Boundary, Conv, Gemm, Node, Operator, Pool, Precision
+from hwcost.ops import Conv, Gemm, Node, Operator, Pool, Precision
 from hwcost.profiles import Machine
+from hwcost.sizes import ROUTES, SIZES, sizes
 from hwcost.tiling import ALGORITHMS, WORK, Columns, Hardware, convolution_work, product_work
-
-ROUTES = ("copy", "inwards", "outwards", "scattered")
-"""How a transpose runs: as a copy, with one axis moved in or out (onnxruntime's SingleAxisTranspose), or by indices."""
 
 _GENERAL = (
     "log_macs",
@@ -63,6 +61,14 @@ _GENERAL = (
     "rows_fill_8",
     "columns_fill_8",
     "log_scratch",
+    "log_tap_positions",
+    "log_row_calls",
+    "log_costly",
+    "log_whole_blocks",
+    "log_block_rests",
+    "log_aliased",
+    "read_alignment",
+    "write_alignment",
     "bytes_in_l1",
     "bytes_in_l2",
     "bytes_in_l3",
@@ -110,8 +116,6 @@ RANGE_FEATURES = (
 """The columns whose fitted range an operator must lie in, or its price is an extrapolation."""
 
 _INDEX = {name: column for column, name in enumerate(FEATURE_NAMES)}
-_FOLDED = ("none", "relu")
-_COSTLY = ("sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu")
 
 
 def column(name: str) -> int:
@@ -172,235 +176,6 @@ def _variant(op: Node) -> str:
     return ""
 
 
-_SIZES = (
-    "batch",
-    "in_channels",
-    "out_channels",
-    "groups",
-    "height",
-    "width",
-    "kernel_height",
-    "kernel_width",
-    "stride_height",
-    "stride_width",
-    "dilation_height",
-    "dilation_width",
-    "pad_top",
-    "pad_left",
-    "padding",
-    "out_height",
-    "out_width",
-    "costly",
-    "clipped",
-    "residual",
-    "input_elements",
-    "output_elements",
-    "weights",
-    "parameters",
-    "macs",
-    "read_bytes",
-    "write_bytes",
-    "tensors",
-    "run",
-    "smallest",
-    "block",
-    "rows",
-    "columns",
-    "planes",
-    "scratch",
-    "route",
-    "shape",
-    "constant",
-)
-"""Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product; bytes
-are 0 where the precision decides."""
-
-_NOTHING = {"pad_top", "pad_left", "padding", "costly", "clipped", "residual", "weights", "parameters", "macs"}
-_NOTHING |= {"read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route", "shape"}
-_DEFAULT = {name: 0 if name in _NOTHING else 1 for name in _SIZES}
-
-
-@lru_cache(maxsize=65536)
-def _sizes(op: Operator) -> tuple[int, ...]:
-    """`_SIZES` of an operator, in order."""
-    if isinstance(op, Conv):
-        own = _convolution_sizes(op)
-    elif isinstance(op, Gemm):
-        own = {
-            "in_channels": op.k,
-            "out_channels": op.n,
-            "height": op.m,
-            "out_height": op.m,
-            "costly": op.activation in _COSTLY,
-            "clipped": op.activation == "clip",
-            "shape": 2,
-            "run": op.n,
-        }
-    elif isinstance(op, Pool):
-        own = _pool_sizes(op)
-    elif isinstance(op, Node):
-        own = _node_sizes(op)
-    else:
-        own = _tensor_sizes(op.shape)
-        if isinstance(op, Boundary):
-            own |= {"read_bytes": 4 * op.input_elements} if op.function == "quantize" else {}
-            own |= {"write_bytes": 4 * op.output_elements} if op.function == "dequantize" else {}
-            if op.function == "transpose":
-                own |= _transpose_sizes(op.shape, op.permutation)
-    if not isinstance(op, (Conv, Node)):
-        own |= {"weights": op.weights, "parameters": op.channels, "macs": op.macs}
-        own |= {"input_elements": op.input_elements, "output_elements": op.output_elements}
-        own |= {"tensors": 2 + (op.input_elements > op.output_elements)}
-        own.setdefault("smallest", op.output_elements)
-    return tuple(int(own.get(name, default)) for name, default in _DEFAULT.items())
-
-
-def _convolution_sizes(op: Conv) -> dict[str, int]:
-    out_height, out_width = op.output_height, op.output_width
-    weights = op.out_channels * (op.in_channels // op.groups) * op.kernel[0] * op.kernel[1]
-    positions = op.batch * out_height * out_width
-    output = positions * op.out_channels
-    return {
-        "batch": op.batch,
-        "in_channels": op.in_channels,
-        "out_channels": op.out_channels,
-        "groups": op.groups,
-        "height": op.height,
-        "width": op.width,
-        "kernel_height": op.kernel[0],
-        "kernel_width": op.kernel[1],
-        "stride_height": op.stride[0],
-        "stride_width": op.stride[1],
-        "dilation_height": op.dilation[0],
-        "dilation_width": op.dilation[1],
-        "pad_top": op.pads[0],
-        "pad_left": op.pads[1],
-        "padding": sum(op.pads),
-        "out_height": out_height,
-        "out_width": out_width,
-        "costly": op.activation in _COSTLY,
-        "clipped": op.activation == "clip",
-        "residual": op.residual,
-        "input_elements": op.batch * op.in_channels * op.height * op.width + op.residual * output,
-        "output_elements": output,
-        "weights": weights,
-        "parameters": op.out_channels,
-        "macs": weights * positions,
-        "tensors": 2 + op.residual,
-        "run": out_width,
-        "smallest": output,
-        "shape": 1,
-    }
-
-
-def _pool_sizes(op: Pool) -> dict[str, int]:
-    return {
-        "batch": op.batch,
-        "in_channels": op.channels_in,
-        "out_channels": op.channels_in,
-        "height": op.height,
-        "width": op.width,
-        "kernel_height": op.kernel[0],
-        "kernel_width": op.kernel[1],
-        "stride_height": op.stride[0],
-        "stride_width": op.stride[1],
-        "pad_top": op.pads[0],
-        "pad_left": op.pads[1],
-        "padding": sum(op.pads),
-        "out_height": op.output_height,
-        "out_width": op.output_width,
-        "run": op.output_width,
-    }
-
-
-def _tensor_sizes(shape: Sequence[int]) -> dict[str, int]:
-    """Of an operator on one tensor: channels are its second axis, the plane is what follows."""
-    channels = shape[1] if len(shape) > 1 else math.prod(shape)
-    plane = math.prod(shape[2:])
-    last = shape[-1] if shape else 1
-    return {
-        "in_channels": channels,
-        "out_channels": channels,
-        "height": plane // last if len(shape) > 2 else 1,
-        "out_height": plane // last if len(shape) > 2 else 1,
-        "width": last if len(shape) > 2 else 1,
-        "out_width": last if len(shape) > 2 else 1,
-        "run": last,
-    }
-
-
-def _transpose_sizes(shape: Sequence[int], permutation: Sequence[int]) -> dict[str, int]:
-    """What is really moved: axes of one element are left out and axes that stay neighbours are one axis; then an
-    innermost axis that stays is a `block`, and two axes that change places are `rows` and `columns` of `planes`."""
-    groups: list[list[int]] = []
-    for axis in (axis for axis in permutation if shape[axis] > 1):
-        between = range(groups[-1][-1] + 1, axis) if groups else range(0)
-        if groups and groups[-1][-1] < axis and all(shape[skipped] == 1 for skipped in between):
-            groups[-1].append(axis)
-        else:
-            groups.append([axis])
-    sizes = [math.prod(shape[axis] for axis in group) for group in groups]
-    order = sorted(range(len(groups)), key=lambda place: groups[place][0])
-    kept = bool(order) and order[-1] == len(order) - 1
-    moved = order[:-1] if kept else order
-    block = sizes[-1] if kept else 1
-    if not moved:
-        return {"route": 0, "block": block, "rows": 1, "columns": 1, "planes": 1}
-    # `moved[i]` is where the i-th axis of the input goes; the innermost of them meets the innermost of the output.
-    rows, columns = sizes[moved[-1]], sizes[len(moved) - 1]
-    leading = next((place for place, axis in enumerate(moved) if axis != place), 0)
-    cycle = moved[leading:]
-    outer, inner = (len(groups[place]) for place in (cycle[0], cycle[-1]))
-    route = 3 if len(cycle) != 2 or min(outer, inner) > 1 else 1 if inner > 1 else 2
-    planes = math.prod(sizes) // (rows * columns * block)
-    return {"route": route, "block": block, "rows": rows, "columns": columns, "planes": planes, "run": block}
-
-
-def _node_sizes(op: Node) -> dict[str, int]:
-    """Of a general node: the tensors it streams, and the stretch along the axis that its attributes name."""
-    streams = [tensor for tensor in op.reads if not tensor.constant and tensor.shape]
-    written = max(op.writes, key=lambda tensor: tensor.elements)
-    first = max(streams, key=lambda tensor: tensor.elements, default=written)
-    main = first if first.elements >= written.elements else written
-    own = _tensor_sizes(main.shape)
-    attributes: dict[str, Any] = json.loads(op.attributes)
-    shape = first.shape if op.op_type not in ("Concat", "QLinearConcat") else written.shape
-    axis = attributes.get("axis", -1)
-    axes = attributes.get("axes", axis)
-    axis = min((value % max(len(shape), 1) for value in axes), default=0) if isinstance(axes, list) else axis
-    inside = math.prod(shape[axis % len(shape) :]) if shape else 1
-    others = [tensor.elements for tensor in op.reads if tensor.shape and not tensor.values]
-    kernel = attributes.get("kernel_shape", ())
-    own |= {
-        "run": inside,
-        "tensors": len(streams) + len(op.writes),
-        "smallest": min(others, default=1),
-        "input_elements": op.input_elements,
-        "output_elements": op.output_elements,
-        "weights": op.weights,
-        "macs": op.macs,
-        "read_bytes": sum(tensor.bytes for tensor in op.reads if not tensor.constant),
-        "write_bytes": sum(tensor.bytes for tensor in op.writes),
-        "scratch": max(first.elements // max(written.elements, 1), written.elements // max(first.elements, 1)),
-        "kernel_height": kernel[0] if kernel else attributes.get("size", 1),
-        "kernel_width": kernel[1] if len(kernel) > 1 else 1,
-    }
-    if "MatMul" in op.op_type and len(written.shape) > 1:
-        left, right = (tensor for tensor in op.reads if len(tensor.shape) > 1)
-        own |= {
-            "batch": math.prod(written.shape[:-2]),
-            "in_channels": left.shape[-1],
-            "out_channels": written.shape[-1],
-            "height": 1,
-            "width": 1,
-            "out_height": written.shape[-2],
-            "out_width": 1,
-            "shape": 2,
-            "constant": right.constant,
-        }
-    return own
-
-
 def hardware_of(machine: Machine) -> Hardware:
     """What decides how kernels tile on the machine of a profile."""
     return Hardware.of(machine.features, machine.architecture, machine.cache_bytes)
@@ -420,8 +195,13 @@ def _work(s: Columns, int8: NDArray[np.bool_], hardware: Hardware) -> tuple[Colu
     """Counts of `WORK` and index in `ALGORITHMS` (-1 for neither convolution nor product) of all operators."""
     work = {name: np.zeros(len(int8), dtype=np.int64) for name in WORK}
     algorithm = np.full(len(int8), -1, dtype=np.int64)
-    for shape, count in ((1, convolution_work), (2, product_work)):
-        mask = s["shape"] == shape
+    pools = (s["shape"] == 3) & (int8 | ((s["in_channels"] % hardware.lanes == 0) & hardware.blocked))
+    s = s | {"groups": np.where(pools, s["in_channels"], s["groups"])}
+    for mask, count in (
+        (s["shape"] == 1, convolution_work),
+        (s["shape"] == 2, product_work),
+        (pools, convolution_work),
+    ):
         if mask.any():
             part, algorithm[mask] = count({name: sizes[mask] for name, sizes in s.items()}, int8[mask], hardware)
             for name, values in part.items():
@@ -438,8 +218,8 @@ def feature_matrix(ops: Iterable[tuple[Operator, Precision]], hardware: Hardware
     if not pairs:
         return np.zeros((0, len(FEATURE_NAMES)))
     hardware = hardware or Hardware()
-    table = np.array([_sizes(op) for op, _ in pairs], dtype=np.int64).T
-    s = dict(zip(_SIZES, table, strict=True))
+    table = np.array([sizes(op) for op, _ in pairs], dtype=np.int64).T
+    s = dict(zip(SIZES, table, strict=True))
     bits = {precision: (precision.weight_bits, precision.activation_bits) for precision in {pair[1] for pair in pairs}}
     weight_bits, activation_bits = np.array([bits[precision] for _, precision in pairs], dtype=np.int64).T
     kernels = [precision.kernel for _, precision in pairs]
@@ -452,8 +232,7 @@ def feature_matrix(ops: Iterable[tuple[Operator, Precision]], hardware: Hardware
     features = _general(s, weight_bits, activation_bits, hardware)
     features |= {f"log_{name}": _log(values) for name, values in work.items()}
     features |= {f"algorithm_{name}": algorithm == index for index, name in enumerate(ALGORITHMS)}
-    moves = s["planes"] > 0
-    features |= {f"route_{name}": moves & (s["route"] == index) for index, name in enumerate(ROUTES)}
+    features |= {f"route_{name}": s["route"] == index + 1 for index, name in enumerate(ROUTES)}
     return np.column_stack([features[name] for name in FEATURE_NAMES]).astype(np.float64)
 
 
@@ -477,6 +256,11 @@ def _general(
         """Logarithm of the multiply-accumulates when the channels are filled up to whole tiles."""
         return np.where(s["macs"] > 0, _log(s["macs"]) - np.log(_fill(filled, tile)), 0.0)
 
+    element = np.maximum(activation_bits // 8, 1) * np.maximum(s["block"], 1)
+    moves = (s["planes"] > 0) & (s["block"] == 1)
+    whole = np.where(moves, (s["rows"] // 8) * (s["columns"] // 8) * s["planes"], 0)
+    read_step, write_step = (np.gcd(s[name] * element, 4096) for name in ("rows", "columns"))
+    aliased = (s["planes"] > 0) & (np.maximum(read_step, write_step) >= 4096)
     caches = {"l1": hardware.l1, "l2": hardware.l2, "l3": hardware.l3}
     return {
         "log_macs": _log(s["macs"]),
@@ -520,6 +304,14 @@ def _general(
         "rows_fill_8": _fill(s["rows"], 8),
         "columns_fill_8": _fill(s["columns"], 8),
         "log_scratch": _log(s["scratch"]),
+        "log_tap_positions": _log(s["batch"] * out_plane * window * (s["shape"] == 3)),
+        "log_row_calls": _log(s["batch"] * s["in_channels"] * s["out_height"] * s["kernel_height"] * (s["shape"] == 3)),
+        "log_costly": _log(s["costly"] * s["output_elements"]),
+        "log_whole_blocks": _log(whole),
+        "log_block_rests": _log(np.where(moves, s["output_elements"] - 64 * whole, 0)),
+        "log_aliased": _log(aliased * s["output_elements"]),
+        "read_alignment": np.where(s["planes"] > 0, _log(read_step), 0.0),
+        "write_alignment": np.where(s["planes"] > 0, _log(write_step), 0.0),
         **{f"bytes_in_{name}": _fits(moved, size) for name, size in caches.items()},
         "weights_in_l2": _fits(stored, hardware.l2),
         **{f"log_spilled_{name}": _log(moved * (moved > size)) for name, size in caches.items()},

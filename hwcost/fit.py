@@ -27,6 +27,8 @@ from hwcost.files import read_file, write_atomically
 from hwcost.ops import Precision, key
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.predictors.base import Calibration, Estimate, Predictor, Spread, State, Values, prefixed, take, unprefixed
+from hwcost.predictors.borrowed import BorrowedPredictor
+from hwcost.predictors.linear import TiledPredictor
 from hwcost.profiles import PrecisionField, Profile, Row, Source
 
 # 1: first version. 2: features by tile, widths by way and latency.
@@ -39,10 +41,14 @@ what remains when a family has too few rows to compare."""
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 _LARGE_S = 20e-6
 _MOST_BYTES = 2**28
+_FEW_ROWS = 8  # a family of fewer borrows from its relatives
+_RELATIVES = ("node.", "elementwise.", "boundary.")
 _SMALL_GAIN = 0.02  # a more complex predictor has to be better by this share
 
 Kernel = tuple[str, Precision]
 """What a row is of: the key of an operator, and its precision."""
+Fitter = Callable[[Values, Values, np.random.Generator], Predictor]
+"""Fits a predictor on features [rows, features] and seconds [rows]."""
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what) after each family."""
 
@@ -169,7 +175,10 @@ def fit_profile(
     # Many small problems: threads cost more than they bring, and would sum in an order of their own.
     with threadpool_limits(limits=1):
         for (name, precision), rows in sorted(groups.items()):
-            fitted, residual = _fit_family(name, precision, rows, profile, classes, seed, folds)
+            fitters: dict[str, Fitter] = {predictor: kind.fit for predictor, kind in classes.items()}
+            if len(rows) < _FEW_ROWS and (relatives := _relatives(name, precision, groups, profile)) is not None:
+                fitters["borrowed"] = relatives
+            fitted, residual = _fit_family(name, precision, rows, profile, fitters, seed, folds)
             families.append(fitted)
             for row, error in zip(rows, residual.tolist(), strict=False):
                 unseen_s[key(row.operator), row.precision] = row.latency_s * math.exp(error)
@@ -210,12 +219,30 @@ def _generator(seed: int, *parts: object) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32("/".join(map(str, parts)).encode())])
 
 
+def _relatives(
+    name: str, precision: Precision, groups: Mapping[tuple[str, Precision], Sequence[Row]], profile: Profile
+) -> Fitter | None:
+    """Fits few rows from what the other families cost that move or map data; None for a family without such others."""
+    rows = [
+        row
+        for (other, at), found in groups.items()
+        if other != name and at == precision and other.startswith(_RELATIVES)
+        for row in found
+    ]
+    if not name.startswith(_RELATIVES) or len(rows) < _FEW_ROWS:
+        return None
+    features = feature_matrix(((row.operator, precision) for row in rows), hardware_of(profile.machine))
+    latency_s = np.array([row.latency_s for row in rows])
+    base = TiledPredictor.fit(features, latency_s, np.random.default_rng(0))
+    return lambda features, latency_s, generator: BorrowedPredictor.adapt(base, features, latency_s)
+
+
 def _fit_family(
     name: str,
     precision: Precision,
     rows: Sequence[Row],
     profile: Profile,
-    classes: dict[str, type[Predictor]],
+    fitters: Mapping[str, Fitter],
     seed: int,
     folds: int,
 ) -> tuple[FittedFamily, Values]:
@@ -225,14 +252,15 @@ def _fit_family(
     held_out = _folds(features, folds, _generator(seed, name, precision))
     residuals: dict[str, Values] = {}
     skipped: dict[str, str] = {}
-    for predictor, kind in classes.items():
+    for predictor, fitter in fitters.items():
+        what = f"{name}/{precision}"
         try:
-            residuals[predictor] = _held_out_residuals(kind, features, latency_s, held_out, seed, f"{name}/{precision}")
+            residuals[predictor] = _held_out_residuals(predictor, fitter, features, latency_s, held_out, seed, what)
         except FitError as error:
             skipped[predictor] = str(error)
     errors = tuple(_errors(predictor, residual, latency_s) for predictor, residual in residuals.items())
-    chosen = _choose(residuals)
-    fitted = classes[chosen].fit(features, latency_s, _generator(seed, name, precision, chosen))
+    chosen = _choose(residuals) if residuals or "borrowed" not in fitters else "borrowed"
+    fitted = fitters[chosen](features, latency_s, _generator(seed, name, precision, chosen))
     residual = residuals.get(chosen, np.zeros(0))
     log_latency = np.log(latency_s)[: len(residual)] + residual
     calibration = Calibration.of(features, residual, profile.noise_floor, _systematic(rows), log_latency)
@@ -268,7 +296,8 @@ def _folds(features: Values, folds: int, generator: np.random.Generator) -> tupl
 
 
 def _held_out_residuals(
-    kind: type[Predictor],
+    predictor: str,
+    fitter: Fitter,
     features: Values,
     latency_s: Values,
     held_out: tuple[NDArray[np.bool_], ...],
@@ -280,8 +309,8 @@ def _held_out_residuals(
         raise FitError(f"too few distinct operators to hold any out, got {len(latency_s)} rows: profile more operators")
     residuals = np.zeros(len(latency_s))
     for index, mask in enumerate(held_out):
-        generator = _generator(seed, what, kind.name, index)
-        fitted = kind.fit(features[~mask], latency_s[~mask], generator)
+        generator = _generator(seed, what, predictor, index)
+        fitted = fitter(features[~mask], latency_s[~mask], generator)
         residuals[mask] = fitted.log_latency(features[mask]) - np.log(latency_s[mask])
     return residuals
 
@@ -341,12 +370,12 @@ def spearman(first: Values, second: Values) -> float | None:
 
 
 def _choose(residuals: dict[str, Values]) -> str:
-    """The smallest mean |log-residual|, outliers cut at a factor of two; a more complex one has to earn its place."""
+    """The smallest mean |log-residual|, outliers cut at a factor of four; a more complex one has to earn its place."""
     chosen, best = BASELINES[1], math.inf
     for predictor, residual in residuals.items():
         if predictor == BASELINES[0]:
             continue
-        error = float(np.minimum(np.abs(residual), math.log(2.0)).mean())
+        error = float(np.minimum(np.abs(residual), math.log(4.0)).mean())
         if error < best * (1 - _SMALL_GAIN):
             chosen, best = predictor, error
     return chosen

@@ -13,11 +13,12 @@ from hwcost.predictors.forest import Trees, TreesPredictor, mean_of
 _ROUNDS = 120
 _BAGS = 2
 _PARAMETERS = {
-    "objective": "reg:squarederror",
+    "objective": "reg:pseudohubererror",
+    "huber_slope": 0.02,  # rows that other work disturbed must not bend the trees
     "base_score": 0.0,
     "eta": 0.1,
     "max_depth": 4,
-    "min_child_weight": 2.0,
+    "min_child_weight": 1.0,
     "lambda": 1.0,
     "subsample": 0.8,
     "colsample_bytree": 0.8,

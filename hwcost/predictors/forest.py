@@ -14,7 +14,7 @@ from hwcost.errors import FitError
 from hwcost.predictors.base import State, Values, take
 from hwcost.predictors.residual import ResidualPredictor
 
-_TREES = 60
+_TREES = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +108,16 @@ class ForestPredictor(TreesPredictor):
 
         forest = RandomForestRegressor(
             n_estimators=_TREES,
-            max_features=0.6,
+            max_features=0.33,
             min_samples_leaf=2,
             random_state=int(generator.integers(2**31)),
             n_jobs=1,
         )
         forest.fit(inputs.astype(np.float32), residual)
-        self.trees = _copy(forest)
+        self.trees = copy_forest(forest)
 
 
-def _copy(forest: object) -> Trees:
+def copy_forest(forest: object) -> Trees:
     """The nodes of a fitted forest; scikit-learn goes left on <=, so thresholds move up to the next float."""
     trees = [estimator.tree_ for estimator in forest.estimators_]  # type: ignore[attr-defined]
     offsets = np.cumsum([0, *(tree.node_count for tree in trees[:-1])])

@@ -4,13 +4,16 @@ A sum has non-negative coefficients, so that it stays positive and grows with ev
 profiled: t = sum_i c_i x_i, c_i >= 0, least squares on the relative error.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwcost.features import WAYS, column, way_of
-from hwcost.predictors.base import Predictor, State, Values, take
+from hwcost.predictors.base import Predictor, State, Values, prefixed, take, unprefixed
+from hwcost.predictors.roofline import RooflinePredictor
 from hwcost.tiling import WORK
 
 _COUNTS = (
@@ -72,21 +75,25 @@ def _non_negative(gram: Values, moment: Values) -> Values:
         if slope.max() <= tolerance:
             break
         free[slope.argmax()] = True
-        while True:
-            trial = np.zeros(size)
-            trial[free] = np.linalg.solve(gram[np.ix_(free, free)], moment[free])
-            below = free & (trial <= 0)
-            if not below.any():
-                break
-            step = float((solution[below] / (solution[below] - trial[below])).min())
-            solution = np.maximum(solution + step * (trial - solution), 0.0)
-            solution[below & (solution <= 1e-15 * solution.max())] = 0.0
-            free &= solution > 0
-            if not free.any():
-                break
+        trial = _solved(gram, moment, free)
+        while (below := free & (trial <= 0)).any():
+            # As far towards the trial as all stay positive; what meets zero first is held there.
+            steps = np.where(below, solution / np.where(below, solution - trial, 1.0), np.inf)
+            first = int(steps.argmin())
+            solution = np.maximum(solution + max(steps[first], 0.0) * (trial - solution), 0.0)
+            free[first] = False
+            solution[~free] = 0.0
+            trial = _solved(gram, moment, free)
         solution = trial
     result: Values = solution
     return result
+
+
+def _solved(gram: Values, moment: Values, free: NDArray[np.bool_]) -> Values:
+    """The unconstrained minimum over the free variables; the others are 0."""
+    found = np.zeros(len(moment))
+    found[free] = np.linalg.solve(gram[np.ix_(free, free)], moment[free])
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +133,12 @@ _TERMS = (
     "log_window_elements",
     "log_runs",
     "log_planes",
+    "log_tap_positions",
+    "log_row_calls",
+    "log_costly",
+    "log_whole_blocks",
+    "log_block_rests",
+    "log_aliased",
     "log_spilled_l1",
     "log_spilled_l2",
     "log_spilled_l3",
@@ -134,21 +147,27 @@ _TERMS = (
 _TERM_COLUMNS = [column(name) for name in _TERMS]
 _ROBUST = 0.03
 _ROUNDS = 6
-_SHRINKAGE = 0.05
+_POOLED_RIDGE, _SHRINKAGE = 0.01, 0.2  # as strong as so many rows
 _LEAST_S = 1e-7
+_LEEWAY = math.log(2.0)
 
 
 @dataclass(frozen=True, eq=False)
 class TiledPredictor(Predictor):
     """A sum over what the kernels loop over (`hwcost.tiling`), each algorithm with seconds per count of its own.
 
-    `coefficients` [1 + ways, 1 + terms]: the first row is fitted on all rows and serves an algorithm without any; the
-    others are drawn towards it, the more so the fewer their rows. Large errors weigh less (iterated weights).
+    `coefficients` [2 + ways, 1 + terms]: the first row is fitted on all rows and serves a way without any; the others
+    (no way told, then `WAYS`) are drawn towards it, the more so the fewer their rows.
+    Large errors weigh less (iterated weights). Where few rows leave a count's cost open, a sum can go astray on an
+    operator that has much of it; so it stays as near to the roofline of the same rows (`guard`) as it did on those of
+    the same way, give or take a factor of two: `limits` [2 + ways, 2] are natural logarithms of what it may be beyond.
     """
 
     name = "tiled"
     min_rows = 4
     coefficients: Values
+    guard: RooflinePredictor
+    limits: Values
 
     @staticmethod
     def _terms(features: Values) -> Values:
@@ -161,30 +180,41 @@ class TiledPredictor(Predictor):
         cls.check_rows(features, latency_s)
         relative = cls._terms(features) / latency_s[:, None]
         way = way_of(features)
-        pooled = _robust(relative, np.zeros(relative.shape[1]), _RIDGE * len(relative))
-        coefficients = np.tile(pooled, (1 + len(WAYS), 1))
-        present = [index for index in np.unique(way) if index > 0]
+        pooled = _robust(relative, np.zeros(relative.shape[1]), _POOLED_RIDGE)
+        coefficients = np.tile(pooled, (2 + len(WAYS), 1))
+        present = np.unique(way)
         for index in present if len(present) > 1 else []:
-            coefficients[index] = _robust(relative[way == index], pooled, _SHRINKAGE)
-        return cls(coefficients)
+            coefficients[1 + index] = _robust(relative[way == index], pooled, _SHRINKAGE)
+        guard = RooflinePredictor.fit(features, latency_s, generator)
+        free = cls(coefficients, guard, np.tile([-np.inf, np.inf], (2 + len(WAYS), 1)))
+        beyond = free.log_latency(features) - guard.log_latency(features)
+        limits = np.tile([beyond.min(), beyond.max()], (2 + len(WAYS), 1))
+        for index in present:
+            limits[1 + index] = beyond[way == index].min(), beyond[way == index].max()
+        return cls(coefficients, guard, limits + np.array([-_LEEWAY, _LEEWAY]))
 
     def log_latency(self, features: Values) -> Values:
-        seconds = (self._terms(features) * self.coefficients[way_of(features)]).sum(axis=1)
-        logarithms: Values = np.log(np.maximum(seconds, _LEAST_S))
+        seconds = (self._terms(features) * self.coefficients[1 + way_of(features)]).sum(axis=1)
+        guard = self.guard.log_latency(features)
+        logarithms: Values = guard + np.clip(
+            np.log(np.maximum(seconds, _LEAST_S)) - guard, *self.limits[1 + way_of(features)].T
+        )
         return logarithms
 
     def shares(self, features: Values) -> Values:
         """What share of the sum each term is, [rows, 1 + terms]."""
-        parts = self._terms(features) * self.coefficients[way_of(features)]
+        parts = self._terms(features) * self.coefficients[1 + way_of(features)]
         result: Values = parts / np.maximum(parts.sum(axis=1, keepdims=True), 1e-30)
         return result
 
     def state(self) -> State:
-        return {"coefficients": self.coefficients}
+        return {"coefficients": self.coefficients, "limits": self.limits, **prefixed("guard", self.guard.state())}
 
     @classmethod
     def from_state(cls, state: State) -> Self:
-        return cls(take(state, "coefficients", 1 + len(WAYS), 1 + len(_TERMS)))
+        coefficients = take(state, "coefficients", 2 + len(WAYS), 1 + len(_TERMS))
+        guard = RooflinePredictor.from_state(unprefixed("guard", state))
+        return cls(coefficients, guard, take(state, "limits", 2 + len(WAYS), 2))
 
 
 def _robust(relative: Values, towards: Values, shrinkage: float) -> Values:

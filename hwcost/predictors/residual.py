@@ -4,6 +4,7 @@ So they fall back to physics where they know nothing, and grow with an operator'
 """
 
 from abc import abstractmethod
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -21,8 +22,17 @@ _PLAIN: tuple[type[Predictor], ...] = (RooflinePredictor, LinearPredictor, Tiled
 _PARTS = 3
 
 
-def fit_plain(features: Values, latency_s: Values, generator: np.random.Generator) -> Predictor:
+def fit_plain(features: Values, latency_s: Values) -> Predictor:
     """The plain model with the smallest error on rows it was not fitted on, a third at a time; all rows if few."""
+    return _fit_plain(features.tobytes(), latency_s.tobytes())
+
+
+@lru_cache(maxsize=32)
+def _fit_plain(features_bytes: bytes, latency_bytes: bytes) -> Predictor:
+    """Remembered, since every learner asks for the same folds."""
+    latency_s = np.frombuffer(latency_bytes)
+    features = np.frombuffer(features_bytes).reshape(len(latency_s), -1)
+    generator = np.random.default_rng(0)
     rows = len(latency_s)
     part = generator.permutation(rows) % _PARTS if rows >= 4 * _PARTS else np.zeros(rows, dtype=np.int64)
     errors = []
@@ -53,7 +63,7 @@ class ResidualPredictor(Predictor):
     @classmethod
     def fit(cls, features: Values, latency_s: Values, generator: np.random.Generator) -> Self:
         target = cls.check_rows(features, latency_s)
-        plain = fit_plain(features, latency_s, generator)
+        plain = fit_plain(features, latency_s)
         residual = target - plain.log_latency(features)
         model = cls(plain, np.zeros(0, dtype=np.int32), np.array([residual.min(), residual.max()]))
         seen = model._seen(features)

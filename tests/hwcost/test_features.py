@@ -4,23 +4,28 @@ import numpy as np
 import pytest
 
 from hwcost.energy import ENERGY_LABEL, energy_j, mac_energy_j
-from hwcost.features import FEATURE_NAMES, ROUTES, family, feature_matrix
+from hwcost.features import FEATURE_NAMES, family, feature_matrix
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision, bytes_moved
+from hwcost.sizes import ROUTES
 
 OPERATORS: list[tuple[Operator, str]] = [
     (Conv.square(16, 32, 14, 3), "conv.dense"),
     (Conv.square(16, 16, 14, 3, groups=16), "conv.depthwise"),
     (Conv.square(16, 32, 14, 3, groups=4), "conv.grouped"),
     (Gemm(1, 64, 10), "gemm"),
-    (Pool.global_average(32, 7, 7), "pool.global_average"),
-    (Pool("max", 32, 14, 14, (2, 2), (2, 2)), "pool.max"),
+    (Pool.global_average(32, 7, 7), "pool.global_average.blocked"),
+    (Pool("max", 32, 14, 14, (2, 2), (2, 2)), "pool.max.blocked"),
+    (Pool("max", 30, 14, 14, (2, 2), (2, 2)), "pool.max"),
     (Elementwise("add", (1, 16, 14, 14)), "elementwise.add"),
     (Elementwise("tanh", (10,)), "elementwise.tanh"),
     (Boundary("quantize", (1, 3, 32, 32)), "boundary.quantize"),
     (Boundary("transpose", (1, 3, 32, 32), (0, 2, 3, 1)), "boundary.transpose"),
     (Node("Softmax", ("float32[1,100]",), ("float32[1,100]",), '{"axis":1}'), "node.Softmax"),
     (Node("Where", ("bool[]", "float32[2,3]", "=float32[]"), ("float32[2,3]",)), "node.Where"),
-    (Node("ReduceMean", ("float32[1,8,4,4]",), ("float32[1,8]",), '{"axes":[-1,-2],"keepdims":0}'), "node.ReduceMean"),
+    (
+        Node("ReduceMean", ("float32[1,8,4,4]",), ("float32[1,8]",), '{"axes":[-1,-2],"keepdims":0}'),
+        "node.ReduceMean.planes",
+    ),
 ]
 
 
@@ -70,8 +75,8 @@ def test_tiles_of_a_depthwise_convolution_are_its_channels() -> None:
     [
         ((1, 3, 32, 32), (0, 2, 3, 1), "inwards", 3, 1024, 1),
         ((1, 32, 32, 3), (0, 3, 1, 2), "outwards", 1024, 3, 1),
-        ((1, 8, 4, 16), (0, 2, 1, 3), "outwards", 8, 4, 16),
-        ((1, 2, 29, 14, 14), (0, 2, 1, 3, 4), "outwards", 2, 29, 196),
+        ((1, 8, 4, 16), (0, 2, 1, 3), "blocks", 8, 4, 16),
+        ((1, 2, 29, 14, 14), (0, 2, 1, 3, 4), "blocks", 2, 29, 196),
         ((5, 1, 1, 7), (0, 3, 1, 2), "copy", 1, 1, 35),
         ((1, 5, 1, 7), (0, 2, 1, 3), "copy", 1, 1, 35),
         ((2, 3, 4), (2, 1, 0), "scattered", 2, 4, 1),
@@ -88,6 +93,13 @@ def test_a_transpose_is_what_it_moves_once_axes_that_stay_together_are_one(
     assert row["log_planes"] == pytest.approx(math.log(math.prod(shape) / (rows * columns * block)))
 
 
+def test_a_float_pool_of_whole_blocks_of_channels_is_told_from_any_other() -> None:
+    blocked, plain = (Pool("max", channels, 14, 14, (2, 2), (2, 2)) for channels in (64, 62))
+    assert _row(blocked, FLOAT)["algorithm_depthwise"] and not _row(plain, FLOAT)["algorithm_depthwise"]
+    assert _row(plain, INT8)["algorithm_depthwise"]
+    assert _row(blocked, FLOAT)["log_tap_positions"] == pytest.approx(math.log(7 * 7 * 4))
+
+
 def test_a_node_is_described_along_the_axis_that_it_works_on() -> None:
     softmax = Node("Softmax", ("float32[4,10,32]",), ("float32[4,10,32]",), '{"axis":-1}')
     assert _row(softmax, FLOAT)["log_run"] == pytest.approx(math.log(32))
@@ -96,6 +108,15 @@ def test_a_node_is_described_along_the_axis_that_it_works_on() -> None:
     assert _row(concat, FLOAT)["log_run"] == pytest.approx(math.log(300))
     scaled = Node("Mul", ("float32[1,8,5,5]", "float32[1,8,1,1]"), ("float32[1,8,5,5]",))
     assert _row(scaled, FLOAT)["log_broadcast"] == pytest.approx(math.log(25))
+    assert _row(scaled, FLOAT)["log_run"] == pytest.approx(math.log(25)) and _row(scaled, FLOAT)["route_repeats"]
+    biased = Node("Add", ("float32[1,49,64]", "=float32[64]"), ("float32[1,49,64]",))
+    assert _row(biased, FLOAT)["log_run"] == pytest.approx(math.log(64)) and _row(biased, FLOAT)["route_spans"]
+    sliced = Node("Slice", ("float32[1,8,6,6]", "=int64[1]:4"), ("float32[1,4,6,6]",))
+    assert _row(sliced, FLOAT)["log_run"] == pytest.approx(math.log(4 * 36))
+    columns = Node("ReduceMean", ("float32[1,50,32]",), ("float32[1,1,32]",), '{"axes":[1],"keepdims":1}')
+    assert _row(columns, FLOAT)["route_repeats"] and _row(columns, FLOAT)["log_run"] == pytest.approx(math.log(32))
+    root, square = (Node("Pow", ("float32[9]", f"=float32[]:{power}"), ("float32[9]",)) for power in ("0.5", "2"))
+    assert _row(root, FLOAT)["route_other"] and not _row(square, FLOAT)["route_other"]
     product = Node("MatMul", ("float32[1,6,49,32]", "float32[1,6,32,49]"), ("float32[1,6,49,49]",))
     assert _row(product, FLOAT)["algorithm_product"] == 1.0
 

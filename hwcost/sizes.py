@@ -1,0 +1,291 @@
+"""The integers that describe an operator: sizes, geometry, and how what it touches lies in memory.
+
+Taken from each operator once and remembered; everything that `hwcost.features` computes follows from them.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from hwcost.ops import Boundary, Conv, Gemm, Node, Operator, Pool
+
+ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeats", "other")
+"""How data moves. A transpose: as a copy, with one axis of elements moved in or out, in blocks, or by indices
+(onnxruntime's SingleAxisTranspose and its fall-back). A node with a smaller input, or a reduction: in spans that lie
+together, or with one value for a whole span; `other`: in a mode of its own (interpolation, most powers)."""
+
+_COSTLY = ("sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu")
+
+SIZES = (
+    "batch",
+    "in_channels",
+    "out_channels",
+    "groups",
+    "height",
+    "width",
+    "kernel_height",
+    "kernel_width",
+    "stride_height",
+    "stride_width",
+    "dilation_height",
+    "dilation_width",
+    "pad_top",
+    "pad_left",
+    "padding",
+    "out_height",
+    "out_width",
+    "costly",
+    "clipped",
+    "residual",
+    "input_elements",
+    "output_elements",
+    "weights",
+    "parameters",
+    "macs",
+    "read_bytes",
+    "write_bytes",
+    "tensors",
+    "run",
+    "smallest",
+    "block",
+    "rows",
+    "columns",
+    "planes",
+    "scratch",
+    "route",
+    "shape",
+    "constant",
+)
+"""Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
+window without weights; `route`: 1 + the index in `ROUTES`; bytes are 0 where the precision decides."""
+
+_NOTHING = {"pad_top", "pad_left", "padding", "costly", "clipped", "residual", "weights", "parameters", "macs"}
+_NOTHING |= {"read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route", "shape"}
+_DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
+
+
+@lru_cache(maxsize=65536)
+def sizes(op: Operator) -> tuple[int, ...]:
+    """`SIZES` of an operator, in order."""
+    if isinstance(op, Conv):
+        own = _convolution_sizes(op)
+    elif isinstance(op, Gemm):
+        own = {
+            "in_channels": op.k,
+            "out_channels": op.n,
+            "height": op.m,
+            "out_height": op.m,
+            "costly": op.activation in _COSTLY,
+            "clipped": op.activation == "clip",
+            "shape": 2,
+            "run": op.n,
+        }
+    elif isinstance(op, Pool):
+        own = _pool_sizes(op)
+    elif isinstance(op, Node):
+        own = _node_sizes(op)
+    else:
+        own = _tensor_sizes(op.shape)
+        if isinstance(op, Boundary):
+            own |= {"read_bytes": 4 * op.input_elements} if op.function == "quantize" else {}
+            own |= {"write_bytes": 4 * op.output_elements} if op.function == "dequantize" else {}
+            if op.function == "transpose":
+                own |= _transpose_sizes(op.shape, op.permutation)
+    if not isinstance(op, (Conv, Node)):
+        own |= {"weights": op.weights, "parameters": op.channels, "macs": op.macs}
+        own |= {"input_elements": op.input_elements, "output_elements": op.output_elements}
+        own |= {"tensors": 2 + (op.input_elements > op.output_elements)}
+        own.setdefault("smallest", op.output_elements)
+    return tuple(int(own.get(name, default)) for name, default in _DEFAULT.items())
+
+
+def _convolution_sizes(op: Conv) -> dict[str, int]:
+    out_height, out_width = op.output_height, op.output_width
+    weights = op.out_channels * (op.in_channels // op.groups) * op.kernel[0] * op.kernel[1]
+    positions = op.batch * out_height * out_width
+    output = positions * op.out_channels
+    return {
+        "batch": op.batch,
+        "in_channels": op.in_channels,
+        "out_channels": op.out_channels,
+        "groups": op.groups,
+        "height": op.height,
+        "width": op.width,
+        "kernel_height": op.kernel[0],
+        "kernel_width": op.kernel[1],
+        "stride_height": op.stride[0],
+        "stride_width": op.stride[1],
+        "dilation_height": op.dilation[0],
+        "dilation_width": op.dilation[1],
+        "pad_top": op.pads[0],
+        "pad_left": op.pads[1],
+        "padding": sum(op.pads),
+        "out_height": out_height,
+        "out_width": out_width,
+        "costly": op.activation in _COSTLY,
+        "clipped": op.activation == "clip",
+        "residual": op.residual,
+        "input_elements": op.batch * op.in_channels * op.height * op.width + op.residual * output,
+        "output_elements": output,
+        "weights": weights,
+        "parameters": op.out_channels,
+        "macs": weights * positions,
+        "tensors": 2 + op.residual,
+        "run": out_width,
+        "smallest": output,
+        "shape": 1,
+    }
+
+
+def _pool_sizes(op: Pool) -> dict[str, int]:
+    return {
+        "batch": op.batch,
+        "in_channels": op.channels_in,
+        "out_channels": op.channels_in,
+        "height": op.height,
+        "width": op.width,
+        "kernel_height": op.kernel[0],
+        "kernel_width": op.kernel[1],
+        "stride_height": op.stride[0],
+        "stride_width": op.stride[1],
+        "pad_top": op.pads[0],
+        "pad_left": op.pads[1],
+        "padding": sum(op.pads),
+        "out_height": op.output_height,
+        "out_width": op.output_width,
+        "run": op.output_width,
+        "shape": 0 if op.function.startswith("global") else 3,
+    }
+
+
+def _tensor_sizes(shape: Sequence[int]) -> dict[str, int]:
+    """Of an operator on one tensor: channels are its second axis, the plane is what follows."""
+    channels = shape[1] if len(shape) > 1 else math.prod(shape)
+    plane = math.prod(shape[2:])
+    last = shape[-1] if shape else 1
+    return {
+        "in_channels": channels,
+        "out_channels": channels,
+        "height": plane // last if len(shape) > 2 else 1,
+        "out_height": plane // last if len(shape) > 2 else 1,
+        "width": last if len(shape) > 2 else 1,
+        "out_width": last if len(shape) > 2 else 1,
+        "run": last,
+    }
+
+
+def _transpose_sizes(shape: Sequence[int], permutation: Sequence[int]) -> dict[str, int]:
+    """What is really moved: axes of one element are left out and axes that stay neighbours are one axis; then an
+    innermost axis that stays is a `block`, and two axes that change places are `rows` and `columns` of `planes`."""
+    groups: list[list[int]] = []
+    for axis in (axis for axis in permutation if shape[axis] > 1):
+        between = range(groups[-1][-1] + 1, axis) if groups else range(0)
+        if groups and groups[-1][-1] < axis and all(shape[skipped] == 1 for skipped in between):
+            groups[-1].append(axis)
+        else:
+            groups.append([axis])
+    sizes = [math.prod(shape[axis] for axis in group) for group in groups]
+    order = sorted(range(len(groups)), key=lambda place: groups[place][0])
+    kept = bool(order) and order[-1] == len(order) - 1
+    moved = order[:-1] if kept else order
+    block = sizes[-1] if kept else 1
+    if not moved:
+        return {"route": 1, "block": block, "rows": 1, "columns": 1, "planes": 1}
+    # `moved[i]` is where the i-th axis of the input goes; the innermost of them meets the innermost of the output.
+    rows, columns = sizes[moved[-1]], sizes[len(moved) - 1]
+    leading = next((place for place, axis in enumerate(moved) if axis != place), 0)
+    cycle = moved[leading:]
+    outer, inner = (len(groups[place]) for place in (cycle[0], cycle[-1]))
+    route = 5 if len(cycle) != 2 or min(outer, inner) > 1 else 4 if kept else 2 if inner > 1 else 3
+    planes = math.prod(sizes) // (rows * columns * block)
+    return {"route": route, "block": block, "rows": rows, "columns": columns, "planes": planes, "run": block}
+
+
+def _node_sizes(op: Node) -> dict[str, int]:
+    """Of a general node: the tensors it streams, and the stretch along the axis that its attributes name."""
+    streams = [tensor for tensor in op.reads if not tensor.constant and tensor.shape]
+    written = max(op.writes, key=lambda tensor: tensor.elements)
+    first = max(streams, key=lambda tensor: tensor.elements, default=written)
+    main = first if first.elements >= written.elements else written
+    own = _tensor_sizes(main.shape)
+    attributes: dict[str, Any] = json.loads(op.attributes)
+    shape = first.shape if op.op_type not in ("Concat", "QLinearConcat") else written.shape
+    axis = attributes.get("axis", -1)
+    inside = math.prod(shape[axis % len(shape) :]) if shape else 1
+    run, route = _span(op, first.shape, written.shape, attributes)
+    others = [tensor.elements for tensor in op.reads if tensor.shape and not tensor.values]
+    kernel = attributes.get("kernel_shape", ())
+    own |= {
+        "run": run or inside,
+        "route": route,
+        "tensors": len(streams) + len(op.writes),
+        "smallest": min(others, default=1),
+        "input_elements": op.input_elements,
+        "output_elements": op.output_elements,
+        "weights": op.weights,
+        "macs": op.macs,
+        "read_bytes": sum(tensor.bytes for tensor in op.reads if not tensor.constant),
+        "write_bytes": sum(tensor.bytes for tensor in op.writes),
+        "scratch": max(first.elements // max(written.elements, 1), written.elements // max(first.elements, 1)),
+        "kernel_height": kernel[0] if kernel else attributes.get("size", 1),
+        "kernel_width": kernel[1] if len(kernel) > 1 else 1,
+    }
+    if "MatMul" in op.op_type and len(written.shape) > 1:
+        left, right = (tensor for tensor in op.reads if len(tensor.shape) > 1)
+        own |= {
+            "batch": math.prod(written.shape[:-2]),
+            "in_channels": left.shape[-1],
+            "out_channels": written.shape[-1],
+            "height": 1,
+            "width": 1,
+            "out_height": written.shape[-2],
+            "out_width": 1,
+            "shape": 2,
+            "constant": right.constant,
+        }
+    return own
+
+
+_COPYING = {"Slice", "Pad", "Split", "Gather", "Expand", "DepthToSpace", "SpaceToDepth"}
+_INTERPOLATING = {"linear", "cubic"}
+
+
+def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dict[str, Any]) -> tuple[int, int]:
+    """Elements that a node handles in one go (0: what its axis says), and 1 + the index in `ROUTES`."""
+    if op.op_type.startswith("Reduce"):
+        kept = bool(written) and bool(read) and len(written) == len(read) and written[-1] == read[-1] > 1
+        same = _alike(read, written) if kept else 1
+        return (same, 7) if kept else (math.prod(read) // max(math.prod(written), 1), 6)
+    if op.op_type in _COPYING:
+        return _alike(read, written, partial=True), 0
+    if op.op_type == "Pow":
+        return 0, 0 if any(tensor.values in ("2", "3", "2.0", "3.0") for tensor in op.reads) else 8
+    if attributes.get("mode") in _INTERPOLATING:
+        return 0, 8
+    if "axis" in attributes or "MatMul" in op.op_type or op.op_type == "Resize":
+        return 0, 0
+    shapes = [t.shape for t in op.reads if t.shape and t.elements > 1 and not t.values]
+    shapes = [shape for shape in shapes if len(shape) <= len(written)]
+    small = min(shapes, key=math.prod, default=written)
+    if math.prod(small) >= math.prod(written):
+        return 0, 0
+    padded = (1,) * (len(written) - len(small)) + tuple(small)
+    follows = next((size > 1 for size, out in zip(padded[::-1], written[::-1], strict=True) if out > 1), True)
+    span = 1
+    for size, out in zip(padded[::-1], written[::-1], strict=True):
+        if out > 1 and (size > 1) != follows:
+            break
+        span *= out
+    return span, 6 if follows else 7
+
+
+def _alike(first: Sequence[int], second: Sequence[int], partial: bool = False) -> int:
+    """Elements of the innermost axes that two shapes share; with `partial` also the shorter of the next."""
+    span = 1
+    for one, other in zip(first[::-1], second[::-1], strict=False):
+        if one != other:
+            return span * (min(one, other) if partial else 1)
+        span *= one
+    return span
