@@ -51,22 +51,31 @@ def standing_measurements(target: Path) -> "Profile | None":
 
 @click.command()
 @click.argument("profile_path", metavar="PROFILE", type=file_type())
+@click.option("--plot", type=file_type(dir_okay=False), help="Draw latency against bits: a .svg, .png or .pdf file.")
 @json_option
-def show(profile_path: Path, as_json: bool) -> None:
+def show(profile_path: Path, plot: Path | None, as_json: bool) -> None:
     """Show a profile: its machine, where its numbers come from, and how each bit-width runs there.
 
     \b
-    Example:
+    Examples:
       hwcost show profiles/rpi4.json
+      hwcost show profiles/rpi4.json --plot rpi4.svg
     """
     from hwcost.profiles import read_profile
     from hwcost.report import profile_document, show_profile
 
     found = read_profile(profile_path)
+    if plot is not None:
+        from hwcost.plots import write_plot
+
+        with progress(f"Drawing {plot}"), writing(plot):
+            write_plot(found, plot)
     if as_json:
-        print_json(profile_document(found, profile_path))
+        print_json({**profile_document(found, profile_path), **({"plot": str(plot)} if plot else {})})
     else:
-        show_profile(found, profile_path)
+        show_profile(found, profile_path, in_full=True)
+        if plot is not None:
+            print(f"Plot: {plot}")
 
 
 @click.command()

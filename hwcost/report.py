@@ -3,12 +3,16 @@
 Where a number was not measured, the word that says so stands beside it.
 """
 
+import textwrap
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hwcost.console import print_table
 from hwcost.ops import PRECISIONS, key
 from hwcost.profiles import Profile
+from hwcost.realisations import Realised, kind_or_family, realised
 from hwcost.units import format_seconds
 
 if TYPE_CHECKING:
@@ -20,6 +24,15 @@ _ROWS: Final = 5
 """Rows shown at either end of a profile."""
 _OPERATORS: Final = 10
 """Operators shown of a model."""
+_KERNELS: Final = 6
+"""Kernels shown of a group of operators."""
+_WIDTH: Final = 118
+"""Columns of a text that is broken into lines."""
+_BAR: Final = 48
+"""Columns of the longest bar."""
+_LONGEST: Final = 2.5
+"""Ratio of a bar that is drawn in full; what is beyond ends in an arrow."""
+_NATIVE, _PARTLY, _UNPACKED, _BEYOND = "█▒░▶"
 
 
 def _percent(share: float | None) -> str:
@@ -29,21 +42,6 @@ def _percent(share: float | None) -> str:
 def _half_width(share: float) -> str:
     """Small ones as `±5.0 %`, large ones as the factor that they are: `x/÷ 3.0`."""
     return f"±{_percent(share)}" if share < 0.5 else f"x/÷ {1 + share:.1f}"
-
-
-def _realised(profile: Profile) -> dict[str, dict[str, str]]:
-    """kind -> precision -> how it runs: `native`, `as w8a8`, `not native`, or `mixed` where operators differ."""
-    seen: dict[str, dict[str, set[str]]] = {}
-    for row in profile.rows:
-        ways = seen.setdefault(row.operator.kind, {}).setdefault(str(row.precision), set())
-        ways.add("native" if row.native else "not native")
-    for entry in profile.realisations:
-        way = "native" if entry.native else f"as {entry.runs_as}"
-        seen.setdefault(entry.kind, {}).setdefault(str(entry.precision), set()).add(way)
-    return {
-        kind: {precision: ways.pop() if len(ways) == 1 else "mixed" for precision, ways in by_precision.items()}
-        for kind, by_precision in seen.items()
-    }
 
 
 def _counts(profile: Profile) -> dict[str, int]:
@@ -62,13 +60,13 @@ def profile_document(profile: Profile, path: Path) -> dict[str, Any]:
         "int8_form": profile.int8_form,
         "run_overhead_s": profile.run_overhead_s,
         "noise_floor": profile.noise_floor,
-        "realisations": _realised(profile),
+        "realisations": [entry.document() for entry in realised(profile)],
         "notes": list(profile.notes),
     }
 
 
-def show_profile(profile: Profile, path: Path) -> None:
-    """Machine, sources, how each precision runs, the slowest and the fastest rows."""
+def show_profile(profile: Profile, path: Path, *, in_full: bool = False) -> None:
+    """Machine, sources, how each precision runs, the slowest and the fastest rows; `in_full`: bars and kernels too."""
     machine, counts = profile.machine, _counts(profile)
     lines = {
         "machine": f"{machine.cpu}, {machine.architecture}, {machine.cores} cores, threads used: {machine.threads}",
@@ -83,9 +81,7 @@ def show_profile(profile: Profile, path: Path) -> None:
     print(f"{profile.device}: {path}")
     for name, text in (*lines.items(), *(("note", text) for text in profile.notes)):
         print(f"  {name:<12}  {text}")
-    columns = [str(precision) for precision in PRECISIONS]
-    table = [(kind, *(ways.get(column, "-") for column in columns)) for kind, ways in _realised(profile).items()]
-    print_table("How each precision (bits of weights and activations) runs:", ("kind", *columns), table)
+    _show_realisations(profile, in_full)
     by_latency = sorted(profile.rows, key=lambda row: row.latency_s)
     for title, rows in (("slowest", by_latency[::-1][:_ROWS]), ("fastest", by_latency[:_ROWS])):
         entries = [
@@ -97,6 +93,78 @@ def show_profile(profile: Profile, path: Path) -> None:
             ("operator", "precision", "latency", "realisation", "source"),
             entries,
         )
+
+
+def _show_realisations(profile: Profile, in_full: bool) -> None:
+    """The matrix of groups and precisions; bars of the ratios to float, and the kernels behind them."""
+    found = realised(profile, kind_or_family)
+    groups = {entry.group: [one for one in found if one.group == entry.group] for entry in found}
+    columns = [one for one in PRECISIONS if any(entry.precision == one for entry in found)]
+    others = any(entry.precision.kernel for entry in found)
+    table: list[tuple[str, ...]] = []
+    for group, entries in groups.items():
+        ways = {entry.precision: _lines(entry) for entry in entries}
+        cells = [(group,), *(ways.get(column, ("-",)) for column in columns)]
+        if others:
+            kernels = [f"{one.precision.kernel} {_ratio(one)}" for one in entries if one.precision.kernel]
+            cells.append(tuple(kernels) or ("-",))
+        table += zip_longest(*cells, fillvalue="")
+    sources = "" if profile.sources == ("measured",) else f"; {' and '.join(profile.sources)}"
+    title = (
+        "How each precision (bits of weights and activations) runs, and how long it takes beside the same operators in "
+        f"float\n(0.50x: half as long; the median of so many operators{sources}):"
+    )
+    print_table(title, ("operators", *map(str, columns), *(["other kernels"] if others else [])), table)
+    if in_full:
+        _show_bars([entries for entries in groups.values() if any(entry.is_compared for entry in entries)])
+        _show_kernels(found)
+
+
+def _lines(entry: Realised) -> tuple[str, ...]:
+    way = f"{100 * entry.native_share:.0f} % native" if entry.way == "mixed" else entry.way
+    return (way, f"{_ratio(entry)} ({len(entry.ratios)})") if entry.is_compared and not entry.unpacked else (way,)
+
+
+def _ratio(entry: Realised) -> str:
+    return _times(entry.ratio.median) if entry.ratio else "-"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
+
+
+def _show_bars(groups: Sequence[Sequence[Realised]]) -> None:
+    """The ratios to float against bits, where there are any."""
+    if not groups:
+        return
+    print("Latency against bits: the median beside the same operators in float, and the range of nine in ten of them")
+    print(f"({_NATIVE} native, {_PARTLY} not native for all, {_UNPACKED} stored only: unpacked for a wider kernel):")
+    most = max(entry.ratio.median for entries in groups for entry in entries if entry.ratio)
+    scale = _BAR / min(most, _LONGEST)
+    for entries in groups:
+        print(f"  {entries[0].group}")
+        for entry in entries:
+            if entry.ratio:
+                fill = _UNPACKED if entry.unpacked else _NATIVE if entry.native_share == 1 else _PARTLY
+                length = max(1, round(scale * min(entry.ratio.median, _LONGEST)))
+                bar = fill * (length - 1) + (_BEYOND if entry.ratio.median > _LONGEST else fill)
+                low, high = _times(entry.ratio.low), _times(entry.ratio.high)
+                words = f"{low} to {high}, {len(entry.ratios)} operators" if entry.is_compared else ""
+                words = entry.way if entry.unpacked else words
+                bits = f"{entry.precision.weight_bits:>4} bits  {entry.precision!s:<12}"
+                print(f"{bits}  {bar:<{_BAR}} {_ratio(entry):>6}  {words}".rstrip())
+
+
+def _show_kernels(found: Sequence[Realised]) -> None:
+    """What the runtime executes, and for how many operators."""
+    print("Kernels, and how many of the operators they run:")
+    for entry in found:
+        if not entry.unpacked:
+            names = [f"{name} ({count})" for name, count in entry.kernels.items()]
+            more = [f"and {len(names) - _KERNELS} more"] if len(names) > _KERNELS else []
+            head = f"  {entry.group:<14}  {entry.precision!s:<12}  "
+            text = ", ".join(names[:_KERNELS] + more)
+            print(textwrap.fill(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
 
 
 def show_fit(profile: Profile, fit: "Fit", path: Path) -> None:

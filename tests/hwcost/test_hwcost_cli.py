@@ -187,9 +187,20 @@ def test_a_check_elsewhere_is_refused(rpi4: Path, capsys: pytest.CaptureFixture[
 def test_show_says_how_each_width_runs(rpi4: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = Ran(capsys, "show", rpi4)
     assert ran.code == 0 and "Cortex-A72 (estimated)" in ran.out and "as w8a8" in ran.out
+    assert "estimated: QLinearConv (" in ran.out
     realisations = Ran(capsys, "show", rpi4, "--json").document["realisations"]
-    assert realisations["conv"]["w4a8"] == "as w8a8"
-    assert realisations["gemm"]["w4a32"] == "not native"
+    runs = {(entry["family"], entry["precision"]): entry["runs"] for entry in realisations}
+    assert runs["conv.dense", "w4a8"] == "as w8a8" and runs["gemm", "w4a32"] == "not native"
+
+
+def test_show_draws_where_it_may(rpi4: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = Ran(capsys, "show", rpi4, "--plot", "rpi4.svg")
+    assert ran.code == 0 and ran.out.endswith("Plot: rpi4.svg\n")
+    assert "estimated rows (none of them timed" in (rpi4.parent.parent / "rpi4.svg").read_text()
+    assert "got rpi4.jpeg: rename it" in Ran(capsys, "show", rpi4, "--plot", "rpi4.jpeg").error
+    assert "cannot write profiles/rpi4.json/p.png" in Ran(
+        capsys, "show", rpi4, "--plot", f"{rpi4}/p.png"
+    ).error.replace(f"{rpi4.parent.parent}/", "")
 
 
 def test_devices_and_predictors_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -444,7 +444,8 @@ def test_import_and_export_undo_each_other(folder: Path, capsys: pytest.CaptureF
     assert (document["profile"], document["device"], document["sources"]) == (
         "profiles/npu.json", "npu", {"imported": len(first.rows)},
     )  # fmt: skip
-    assert document["realisations"]["conv"]["w2a8"] == "native"
+    runs = {(entry["family"], entry["precision"]): entry["runs"] for entry in document["realisations"]}
+    assert runs["conv.dense", "w2a8"] == "native"
     assert document["run_overhead_s"] == pytest.approx(4e-5)
     again = read_profile(folder / "profiles" / "npu.json")
     assert list(map(said, again.rows)) == list(map(said, first.rows))
