@@ -2,9 +2,9 @@
 
 A kernel timed alone, again and again, finds caches and branch predictors as it left them. Inside a network it does not,
 and what that costs depends on what it does: arithmetic in registers hardly notices, moving data does. So every class of
-kernels has a factor, close to 1. And a kernel timed alone finds its weights in a cache, which those of a large network
-do not fit: so weights cost time by the byte, the more the larger the network. Both are what makes the predictions of
-the measured networks right.
+kernels has a factor, close to 1, and every change from one kernel to another may cost more or less than rows hold. And
+a kernel timed alone finds its weights in a cache, which those of a large network do not fit: so weights cost time by
+the byte, the more the larger the network. All this is what makes the predictions of the measured networks right.
 """
 
 import math
@@ -27,27 +27,36 @@ Values = NDArray[np.float64]
 
 CLASSES: Final = get_args(KernelClass)
 WEIGHT_CLASSES: Final = get_args(WeightClass)
-_SPREADS: Final = np.array([0.1] * len(CLASSES) + [5e-11] * len(WEIGHT_CLASSES))
-"""Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0."""
+_SPREADS: Final = np.array([0.1] * len(CLASSES) + [5e-11] * len(WEIGHT_CLASSES) + [3e-7])
+"""Standard deviations before anything is known: of a factor around 1, of seconds per byte and per kernel around 0."""
+_WEIGHTS: Final = slice(len(CLASSES), len(CLASSES) + len(WEIGHT_CLASSES))
+_LEAST: Final = 0.25
+"""Share of its own latency that a kernel costs inside a network at least."""
 _ERROR: Final = 0.03
 """Standard deviation of a network's error that remains."""
 _ROUNDS: Final = 20
 _COVERAGE: Final = 0.9
 _HELD_BYTES, _LOST_BYTES = 2 * 1024**2, 32 * 1024**2
-"""Weights of a network that caches hold all of, and none of, from one call to the next; between them by the logarithm."""
+"""Weights of a network that caches hold all of, and none of, from call to call; between them by the logarithm."""
 
 
 class Composition(BaseModel):
-    """What was learnt: a factor per class of kernels, seconds per byte of weights from memory, and the half-widths
-    (natural logarithm) of a network's interval, where its kernels were measured and where they are predicted."""
+    """What was learnt: a factor per class of kernels, seconds that every kernel takes longer (or less long) among
+    others, seconds per byte of weights from memory, and the half-widths (natural logarithm) of a network's interval,
+    where its kernels were measured and where they are predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     networks: int = Field(ge=1)
     factors: dict[KernelClass, PositiveFloat]
+    kernel_s: float
     weight_s_per_byte: dict[WeightClass, NonNegativeFloat]
     measured_width: NonNegativeFloat
     predicted_width: NonNegativeFloat
+
+    def inside_s(self, op: Operator, precision: Precision, seconds: float) -> float:
+        """Seconds inside a network of a kernel that takes so many by itself."""
+        return max(seconds * self.factors[kernel_class(op, precision)] + self.kernel_s, _LEAST * seconds)
 
     def weights_s(self, layers: Layers) -> float:
         """Seconds of one call that a network's weights cost because caches do not hold them."""
@@ -73,7 +82,7 @@ def bytes_from_memory(layers: Layers) -> Values:
 
 
 def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
-    """The change of each factor from 1, and seconds per byte: least squares on relative errors with a normal prior;
+    """The change of each factor from 1, seconds per byte and per kernel: least squares on relative errors with a normal prior;
     networks that nothing explains count less (Huber)."""
     shares = sums / whole_s[:, None] * _SPREADS
     target = 1 - (overhead_s + sums[:, : len(CLASSES)].sum(axis=1)) / whole_s
@@ -84,21 +93,28 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
         error = np.abs(target - shares @ change)
         weights = np.minimum(1.0, _ERROR / np.maximum(error, 1e-9))
     found: Values = change * _SPREADS
-    found[len(CLASSES) :] = np.maximum(found[len(CLASSES) :], 0.0)
+    found[_WEIGHTS] = np.maximum(found[_WEIGHTS], 0.0)
     return found
 
 
 def compose(
-    measured: Values, predicted: Values, from_memory: Values, overhead_s: float, whole_s: Sequence[float]
+    measured: Values,
+    predicted: Values,
+    from_memory: Values,
+    counts: Values,
+    overhead_s: float,
+    whole_s: Sequence[float],
 ) -> Composition:
     """From sums of kernels in seconds by class [networks, classes], as measured and as predicted without having been
-    fitted on; bytes from memory [networks, weight classes]; and the networks' own seconds.
+    fitted on; bytes from memory [networks, weight classes]; kernels that one call executes [networks]; and the
+    networks' own seconds.
 
     Factors follow from the measured sums. A half-width is the 90 % quantile of the errors of networks that were left
     out of the factors, stretched by what so few cannot show (split conformal prediction).
     """
     whole = np.asarray(whole_s, dtype=np.float64)
-    sums = {"measured": np.hstack([measured, from_memory]), "predicted": np.hstack([predicted, from_memory])}
+    beside = np.column_stack([from_memory, counts])
+    sums = {"measured": np.hstack([measured, beside]), "predicted": np.hstack([predicted, beside])}
     errors: dict[str, list[float]] = {name: [] for name in sums}
     for out in range(len(whole)):
         rest = np.arange(len(whole)) != out
@@ -111,7 +127,8 @@ def compose(
     return Composition(
         networks=len(whole),
         factors=dict(zip(CLASSES, (1 + change[: len(CLASSES)]).tolist(), strict=True)),
-        weight_s_per_byte=dict(zip(WEIGHT_CLASSES, change[len(CLASSES) :].tolist(), strict=True)),
+        kernel_s=float(change[-1]),
+        weight_s_per_byte=dict(zip(WEIGHT_CLASSES, change[_WEIGHTS].tolist(), strict=True)),
         measured_width=widths["measured"],
         predicted_width=max(widths.values()),
     )

@@ -192,6 +192,7 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
     measured: list[Values] = []
     predicted: list[Values] = []
     from_memory: list[Values] = []
+    counts: list[int] = []
     whole_s: list[float] = []
     for network in profile.networks:
         rows = [profile.find(part.operator, part.precision) for part in network.parts]
@@ -207,10 +208,11 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
         measured.append(seconds[0])
         predicted.append(seconds[1])
         from_memory.append(bytes_from_memory((part.operator, part.precision, part.count) for part in network.parts))
+        counts.append(sum(part.count for part in network.parts))
         whole_s.append(min(network.samples_s))
     if not whole_s:
         return None
-    sums = np.array(measured), np.array(predicted), np.array(from_memory)
+    sums = np.array(measured), np.array(predicted), np.array(from_memory), np.array(counts)
     return compose(*sums, profile.run_overhead_s, whole_s)
 
 
@@ -249,7 +251,7 @@ def _fit_family(
     """The fitted family, and the log-residuals of its rows while they were held out (empty: none could be)."""
     features = feature_matrix(((row.operator, precision) for row in rows), hardware_of(profile.machine))
     latency_s = np.array([row.latency_s for row in rows])
-    held_out = _folds(features, folds, _generator(seed, name, precision))
+    held_out = grouped_folds(features, folds, _generator(seed, name, precision))
     residuals: dict[str, Values] = {}
     skipped: dict[str, str] = {}
     for predictor, fitter in fitters.items():
@@ -278,7 +280,7 @@ def _fit_family(
     return FittedFamily(report, fitted, calibration), residual
 
 
-def _folds(features: Values, folds: int, generator: np.random.Generator) -> tuple[NDArray[np.bool_], ...]:
+def grouped_folds(features: Values, folds: int, generator: np.random.Generator) -> tuple[NDArray[np.bool_], ...]:
     """Masks of the held-out rows, one per fold; empty when nothing can be held out.
 
     Operators whose sizes and windows fall into the same cell of half a natural logarithm go together; with at most

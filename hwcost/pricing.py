@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hwcost.composition import kernel_class
 from hwcost.errors import FitError, UnknownOperatorError
 from hwcost.features import family, feature_matrix, hardware_of
 from hwcost.fit import Fit, fit_path, read_fit
@@ -160,7 +159,7 @@ class CostModel:
             latency_s, low_s, high_s = seconds
             part_s = (low_s * (1 - COMPOSITION), high_s * (1 + COMPOSITION))
         else:
-            latency_s, low_s, high_s = (one * composition.factors[kernel_class(op, runs_as)] for one in seconds)
+            latency_s, low_s, high_s = (composition.inside_s(op, runs_as, one) for one in seconds)
             width = composition.predicted_width if source == "predicted" else composition.measured_width
             part_s = (latency_s * math.exp(-width), latency_s * math.exp(width))
         return Price(latency_s, low_s, high_s, part_s, source, rows, runs_as, extrapolated)

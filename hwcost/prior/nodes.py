@@ -211,11 +211,8 @@ def blocked_upsample(rng: np.random.Generator) -> Operator:
     shape = draw_map(rng, smallest=2)
     shape = (1, -(-shape[1] // 16) * 16, *shape[2:])
     out = (*shape[:2], 2 * shape[2], 2 * shape[3])
-    settings: dict[str, Any] = {
-        "mode": "nearest",
-        "coordinate_transformation_mode": "asymmetric",
-        "scales": [1, 1, 2, 2],
-    }
+    mode, place = pick(rng, (("nearest", "asymmetric"), ("linear", "half_pixel")))
+    settings: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": place, "scales": [1, 1, 2, 2]}
     return _node("Upsample", [_f(shape)], [_f(out)], 1, "com.microsoft.nchwc", **settings)
 
 
