@@ -82,8 +82,8 @@ def bytes_from_memory(layers: Layers) -> Values:
 
 
 def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
-    """The change of each factor from 1, seconds per byte and per kernel: least squares on relative errors with a normal prior;
-    networks that nothing explains count less (Huber)."""
+    """The change of each factor from 1, seconds per byte and per kernel: least squares on relative errors with a normal
+    prior; networks that nothing explains count less (Huber)."""
     shares = sums / whole_s[:, None] * _SPREADS
     target = 1 - (overhead_s + sums[:, : len(CLASSES)].sum(axis=1)) / whole_s
     weights, change = np.ones(len(whole_s)), np.zeros(len(_SPREADS))
