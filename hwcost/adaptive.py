@@ -6,6 +6,7 @@ together. It follows from the first timing of every row alone, and from the seed
 """
 
 import math
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from hwcost.errors import FitError
 from hwcost.features import family, feature_matrix
-from hwcost.fit import _folds, _generator, _held_out_residuals
+from hwcost.fit import grouped_folds
 from hwcost.ops import Operator, Precision
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES
@@ -96,11 +97,13 @@ def held_out_errors(rows: Sequence[tuple[Request, float]], seed: int) -> dict[Re
     for (name, precision), members in sorted(groups.items()):
         features = feature_matrix(request for request, _ in members)
         measured_s = np.array([latency_s for _, latency_s in members])
-        folds = _folds(features, _FOLDS, _generator(seed, name, precision))
-        for kind in kinds:
-            with suppress(FitError):
-                residuals = _held_out_residuals(kind, features, measured_s, folds, seed, f"{name}/{precision}")
-                sizes = np.minimum(np.abs(residuals), _WORST)
-                errors.update(zip((request for request, _ in members), sizes.tolist(), strict=True))
-                break
+        rng = np.random.default_rng([seed, zlib.crc32(f"{name}/{precision}".encode())])
+        for mask in grouped_folds(features, _FOLDS, rng):
+            unseen = [request for (request, _), held in zip(members, mask, strict=True) if held]
+            for kind in kinds:
+                with suppress(FitError):
+                    fitted = kind.fit(features[~mask], measured_s[~mask], rng)
+                    error = np.abs(fitted.log_latency(features[mask]) - np.log(measured_s[mask]))
+                    errors.update(zip(unseen, np.minimum(error, _WORST).tolist(), strict=True))
+                    break
     return errors

@@ -199,9 +199,10 @@ class _Run:
             batch = self.book.batch(self.stage + 1)
             if batch is None:
                 began_s = self.spent_s
-                round_s = min(max(_ROUND_S, chosen_in_s / _CHOICE_SHARE), _FIRST_SHARE * budget_s - began_s)
-                if round_s < _LEAST_ROUND_S:
+                round_s, left_s = max(_ROUND_S, chosen_in_s / _CHOICE_SHARE), _FIRST_SHARE * budget_s - began_s
+                if left_s < max(_LEAST_ROUND_S, 2 * chosen_in_s):
                     return
+                round_s = round_s if left_s > 1.5 * round_s else left_s
                 per_operator = (len(self.rows) - known) / operators if operators else _ROWS_PER_OPERATOR
                 operator_s = self.spent_s / self.book.count * max(per_operator, 1)
                 size = max(1, round(round_s / operator_s))

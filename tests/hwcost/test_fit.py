@@ -9,7 +9,7 @@ import pytest
 from hwcost.archive import pack, unpack
 from hwcost.errors import FitError, UnknownPredictorError
 from hwcost.features import feature_matrix
-from hwcost.fit import Fit, _folds, fit_path, fit_profile, read_fit, spearman, write_fit
+from hwcost.fit import Fit, grouped_folds, fit_path, fit_profile, read_fit, spearman, write_fit
 from hwcost.ops import FLOAT, INT8, Conv, Elementwise, Gemm, Operator
 from hwcost.predictors import predictor_names
 from hwcost.profiles import Profile, write_profile
@@ -91,7 +91,7 @@ def test_precisions_are_fitted_apart_and_shared_kernels_together() -> None:
 
 def test_near_identical_operators_are_held_out_together() -> None:
     ops = [Conv.square(8 * 2**step, 16, 14, 3, activation=name) for step in range(6) for name in ("none", "relu")]
-    held_out = _folds(feature_matrix((op, INT8) for op in ops), 3, np.random.default_rng(0))
+    held_out = grouped_folds(feature_matrix((op, INT8) for op in ops), 3, np.random.default_rng(0))
     assert len(held_out) == 6
     assert np.sum(held_out, axis=0).tolist() == [1] * len(ops)
     assert all(mask[::2].tolist() == mask[1::2].tolist() for mask in held_out)

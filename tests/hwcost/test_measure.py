@@ -314,14 +314,17 @@ def test_half_of_the_budget_widens_the_sample_and_the_rest_settles_it(tmp_path: 
 
 
 def test_a_killed_run_makes_the_same_decisions_again(tmp_path: Path) -> None:
-    whole = Recorded().measure(_REQUESTS, budget_s=40, sample=_Numbered(), journal=tmp_path / "whole.jsonl")
+    """By a clock whose sums are exact, so that two halves of a second make a second."""
+    whole = Recorded(takes_s=0.03125).measure(
+        _REQUESTS, budget_s=40, sample=_Numbered(), journal=tmp_path / "whole.jsonl"
+    )
     halves = tmp_path / "halves.jsonl"
     for last in (40, 300, 700):
         before = halves.read_bytes() if halves.exists() else b""
         with pytest.raises(KeyboardInterrupt):
-            Recorded(last=last).measure(_REQUESTS, budget_s=40, sample=_Numbered(), journal=halves)
+            Recorded(takes_s=0.03125, last=last).measure(_REQUESTS, budget_s=40, sample=_Numbered(), journal=halves)
         assert halves.read_bytes().startswith(before)
-    found = Recorded().measure(_REQUESTS, budget_s=40, sample=_Numbered(), journal=halves)
+    found = Recorded(takes_s=0.03125).measure(_REQUESTS, budget_s=40, sample=_Numbered(), journal=halves)
     assert [(row.operator, row.precision) for row in found.rows] == [
         (row.operator, row.precision) for row in whole.rows
     ]
