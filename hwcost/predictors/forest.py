@@ -14,7 +14,7 @@ from hwcost.errors import FitError
 from hwcost.predictors.base import State, Values, take
 from hwcost.predictors.residual import ResidualPredictor
 
-_TREES = 40
+_TREES = 30
 
 
 @dataclass(frozen=True, eq=False)

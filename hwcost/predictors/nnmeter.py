@@ -41,7 +41,7 @@ class NnMeterPredictor(Predictor):
     """`trees`: their sum is the latency in milliseconds."""
 
     name = "nn-meter"
-    min_rows = 60
+    min_rows = 100
     trees: Trees
 
     @classmethod
