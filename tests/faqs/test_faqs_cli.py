@@ -96,7 +96,7 @@ def test_bad_input_is_one_line_with_the_rule_and_nothing_is_left_behind(
     cases = {
         base: "pass --profile",
         (*base, "--profile", "none.json"): "no profile at none.json",
-        (*base, "--profile", "torn.json"): "torn.json is not a profile of version 1",
+        (*base, "--profile", "torn.json"): "torn.json is not a profile of version 2",
         (*with_profile, "--clients", "0"): "greater than or equal to 1, got 0",
         (*with_profile, "--clients", "60", "--alpha", "0.1"): "use a larger alpha or fewer clients",
         (*with_profile, "--clients", "600"): "use fewer clients or more data",

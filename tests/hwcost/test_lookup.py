@@ -1,14 +1,16 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from hwcost.composition import CLASSES, WEIGHT_CLASSES, Composition
 from hwcost.energy import energy_j
 from hwcost.errors import InvalidSpaceError, TableError, UnknownOperatorError
 from hwcost.fit import fit_profile
 from hwcost.lookup import METRICS, LookupTable, build_table
 from hwcost.ops import INT8, activation_bytes, weight_bytes
-from hwcost.pricing import COMPOSITION, CostModel
+from hwcost.pricing import CostModel
 from hwcost.space import SKIP, Architecture, SearchSpace
 from hwcost.testing import plausible_profile
 
@@ -22,16 +24,33 @@ def random_architectures(space: SearchSpace, seed: int, count: int) -> list[Arch
     return [tuple(options[int(generator.integers(len(options)))] for options in legal) for _ in range(count)]
 
 
+def composed() -> CostModel:
+    """Whose fit has learnt from whole networks what adding up misses."""
+    fit = fit_profile(MODEL.profile, names=["linear"])
+    factors = (1.5, 1.25, 0.5, 0.75)
+    composition = Composition(
+        networks=8,
+        factors=dict(zip(CLASSES, factors, strict=True)),
+        kernel_s=-1e-7,
+        weight_s_per_byte=dict.fromkeys(WEIGHT_CLASSES, 1e-10),
+        measured_width=0.05,
+        predicted_width=0.2,
+    )
+    return CostModel(MODEL.profile, replace(fit, composition=composition))
+
+
 @pytest.fixture(scope="module")
 def table() -> LookupTable:
     return build_table(SPACE, MODEL)
 
 
-def test_a_members_cost_is_the_cost_of_the_layers_it_executes(table: LookupTable) -> None:
+@pytest.mark.parametrize("model", [MODEL, composed()], ids=["without networks", "with networks"])
+def test_a_members_cost_is_the_cost_of_the_layers_it_executes(model: CostModel) -> None:
+    table = build_table(SPACE, model)
     for architecture in random_architectures(SPACE, 0, 30):
         layers, cost = SPACE.layers(architecture), table.cost(architecture)
         assert tuple(cost) == METRICS
-        total = MODEL.price_all(layers)
+        total = model.price_all(layers)
         assert cost["latency_s"] == pytest.approx(total.latency_s)
         assert table.latency_interval(architecture) == pytest.approx((total.low_s, total.high_s))
         assert cost["weight_bytes"] == sum(weight_bytes(*layer) for layer in layers)
@@ -48,8 +67,8 @@ def test_every_entry_is_the_sum_of_its_layers_prices_to_the_last_bit(table: Look
             entry["weight_bytes"] += weight_bytes(op, precision)
             entry["activation_bytes"] += activation_bytes(op, precision)
             entry["energy_j"] += energy_j(op, price.runs_as)
-            entry["low_s"] += price.low_s * (1 - COMPOSITION)
-            entry["high_s"] += price.high_s * (1 + COMPOSITION)
+            entry["low_s"] += price.part_s[0]
+            entry["high_s"] += price.part_s[1]
         found = [array[row, column] for array in (*table.values.values(), *table.bounds.values())]
         assert found == list(entry.values())
 

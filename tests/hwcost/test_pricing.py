@@ -1,8 +1,11 @@
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hwcost.composition import Composition
 from hwcost.errors import FitError, ProfileError, UnknownOperatorError
 from hwcost.fit import fit_path, fit_profile, write_fit
 from hwcost.ops import FLOAT, INT8, Conv, Operator, Pool, Precision
@@ -13,6 +16,14 @@ from hwcost.testing import plausible_profile, random_convolutions
 
 SPACE = SearchSpace.for_image((1, 8, 8), 10)
 UNSEEN = Conv.square(12, 40, 8, 3)
+COMPOSITIONS = Composition(
+    networks=8,
+    factors={"float product": 1.5, "int8 product": 1.25, "float data": 0.5, "int8 data": 0.75},
+    kernel_s=1e-7,
+    weight_s_per_byte={"float convolution": 1e-10, "int8 convolution": 3e-10, "matrix": 2e-10},
+    measured_width=0.05,
+    predicted_width=0.2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +34,14 @@ def profile() -> Profile:
 @pytest.fixture(scope="module")
 def model(profile: Profile) -> CostModel:
     return CostModel(profile, fit_profile(profile, names=["linear"]))
+
+
+@pytest.fixture(scope="module")
+def composed(profile: Profile) -> CostModel:
+    """Whose fit has learnt from whole networks."""
+    fit = fit_profile(profile, names=["linear"])
+    assert fit.composition is None
+    return CostModel(profile, replace(fit, composition=COMPOSITIONS))
 
 
 def test_exact_rows_win_over_predictions(profile: Profile, model: CostModel) -> None:
@@ -75,7 +94,7 @@ def test_without_a_fit_the_unprofiled_is_an_error_that_says_what_to_run(profile:
 
 def test_an_unprofiled_family_is_an_error_not_zero(model: CostModel) -> None:
     op: Operator = Pool("max", 16, 8, 8, (2, 2), (2, 2))
-    with pytest.raises(UnknownOperatorError, match=r"family pool.max at w8a8 .* run `hwcost profile`"):
+    with pytest.raises(UnknownOperatorError, match=r"family pool.max.blocked at w8a8 .* run `hwcost profile`"):
         model.price(op, INT8)
 
 
@@ -127,3 +146,56 @@ def test_a_stale_fit_is_refused(tmp_path: Path, profile: Profile) -> None:
     write_profile(profile.model_copy(update={"run_overhead_s": 9e-6}), path)
     with pytest.raises(FitError, match=r"one state of its profile: .* run `hwcost fit` again"):
         load_cost_model(path)
+
+
+@pytest.mark.parametrize("op", [UNSEEN, Pool.global_average(40, 2, 2), *SPACE.operators()[:6]], ids=str)
+def test_a_price_is_that_of_the_kernel_by_itself_times_its_factor_and_the_change_to_it(
+    model: CostModel, composed: CostModel, op: Operator
+) -> None:
+    alone, price = model.price(op, INT8), composed.price(op, INT8)
+    factor = COMPOSITIONS.factors["int8 product" if op.macs else "int8 data"]
+    assert (price.source, price.rows, price.runs_as) == (alone.source, alone.rows, alone.runs_as)
+    expected = [one * factor + 1e-7 for one in (alone.latency_s, alone.low_s, alone.high_s)]
+    assert [price.latency_s, price.low_s, price.high_s] == pytest.approx(expected)
+    width = COMPOSITIONS.measured_width if price.source == "measured" else COMPOSITIONS.predicted_width
+    assert price.part_s == pytest.approx((price.latency_s * math.exp(-width), price.latency_s * math.exp(width)))
+
+
+def test_without_networks_a_part_is_the_price_and_what_adding_up_misses(model: CostModel) -> None:
+    for op in (UNSEEN, *SPACE.operators()[:3]):
+        price = model.price(op, INT8)
+        assert price.part_s == pytest.approx((price.low_s * (1 - COMPOSITION), price.high_s * (1 + COMPOSITION)))
+
+
+@pytest.mark.parametrize("layers", [SPACE.layers(SPACE.largest), [(UNSEEN, INT8), *SPACE.layers(SPACE.largest)] * 3])
+def test_the_parts_of_a_network_add_up_to_its_interval(
+    model: CostModel, composed: CostModel, layers: list[tuple[Operator, Precision]]
+) -> None:
+    for one in (model, composed):
+        total = one.price_all(layers)
+        assert total.weights_s == 0  # of such small networks caches hold all weights
+        parts = [sum(price.part_s[end] for price in total.prices) for end in (0, 1)]
+        overhead = [total.run_overhead_s * share for share in (1 - COMPOSITION, 1 + COMPOSITION)]
+        assert [total.low_s, total.high_s] == pytest.approx(np.add(parts, overhead))
+        assert total.latency_s == pytest.approx(total.run_overhead_s + sum(price.latency_s for price in total.prices))
+    assert composed.price_all(layers).latency_s > model.price_all(layers).latency_s
+
+
+def test_weights_that_caches_do_not_hold_cost_a_network_time(model: CostModel, composed: CostModel) -> None:
+    large = Conv(512, 512, 2, 2, (3, 3), pads=(1, 1, 1, 1))
+    layers = [(large, Precision(4, 8))] * 20  # which run as int8 kernels, whose weights are 8 bits wide
+    total = composed.price_all(layers)
+    weight_bytes = 20 * (large.weights + 8 * large.channels)
+    assert total.weights_s == pytest.approx(weight_bytes * COMPOSITIONS.weight_s_per_byte["int8 convolution"])
+    kernels_s = sum(price.latency_s for price in total.prices)
+    assert total.latency_s == pytest.approx(total.run_overhead_s + total.weights_s + kernels_s)
+    assert total.low_s < total.latency_s < total.high_s
+    few = composed.price_all(layers[:2])
+    assert 0 < few.weights_s < total.weights_s / 10
+    assert model.price_all(layers).weights_s == 0
+
+
+def test_a_network_of_more_predictions_is_less_sure(composed: CostModel) -> None:
+    layers = SPACE.layers(SPACE.largest)
+    sure, less = composed.price_all(layers), composed.price_all([*layers, (UNSEEN, INT8)])
+    assert less.high_s / less.low_s > sure.high_s / sure.low_s

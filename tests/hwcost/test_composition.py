@@ -1,0 +1,195 @@
+"""What a network costs beyond the sum of its kernels: found again from sums that were made with it."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from pydantic import ValidationError
+
+from hwcost.composition import CLASSES, WEIGHT_CLASSES, Composition, bytes_from_memory, compose, kernel_class
+from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
+
+FACTORS = np.array([1.02, 0.97, 1.12, 1.08])
+RATES = np.array([4e-11, 2e-11, 6e-11])
+KERNEL_S = 4e-7
+OVERHEAD_S = 8e-6
+MEBIBYTE = 1024**2
+FLAT = Composition(
+    networks=1,
+    factors=dict.fromkeys(CLASSES, 1.0),
+    kernel_s=0.0,
+    weight_s_per_byte=dict(zip(WEIGHT_CLASSES, RATES.tolist(), strict=True)),
+    measured_width=0.0,
+    predicted_width=0.0,
+)
+
+
+class Made:
+    """Networks whose times follow from known factors and rates; `noise`: of the whole, log-normal."""
+
+    def __init__(self, count: int = 32, *, noise: float = 0.0, seed: int = 0, predicted: float = 0.1) -> None:
+        rng = np.random.default_rng(seed)
+        size = np.exp(rng.uniform(np.log(3e-4), np.log(2e-2), count))
+        shares = rng.dirichlet((1.0,) * len(CLASSES), count)
+        self.measured = shares * size[:, None]
+        self.predicted = self.measured * np.exp(rng.normal(0, predicted, self.measured.shape))
+        heavy = rng.random((count, len(WEIGHT_CLASSES))) < 0.7
+        self.from_memory = heavy * size[:, None] * rng.uniform(0, 4e9, (count, len(WEIGHT_CLASSES)))
+        self.counts = np.exp(rng.uniform(np.log(10), np.log(300), count)).round()
+        self.whole_s = OVERHEAD_S + self.measured @ FACTORS + self.from_memory @ RATES + self.counts * KERNEL_S
+        self.whole_s *= np.exp(rng.normal(0, noise, count))
+
+    def compose(self, take: slice = slice(None)) -> Composition:
+        whole_s: list[float] = self.whole_s[take].tolist()
+        sums = (self.measured, self.predicted, self.from_memory, self.counts)
+        return compose(*(one[take] for one in sums), OVERHEAD_S, whole_s)
+
+    def said(self, found: Composition, sums: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The networks' seconds as a composition says them."""
+        return OVERHEAD_S + sums @ factors(found) + self.from_memory @ rates(found) + self.counts * found.kernel_s
+
+
+def factors(found: Composition) -> npt.NDArray[Any]:
+    return np.array([found.factors[name] for name in CLASSES])
+
+
+def rates(found: Composition) -> npt.NDArray[Any]:
+    return np.array([found.weight_s_per_byte[name] for name in WEIGHT_CLASSES])
+
+
+def test_known_factors_and_rates_are_found_again() -> None:
+    made = Made(60)
+    found = made.compose()
+    assert found.networks == 60
+    np.testing.assert_allclose(factors(found), FACTORS, atol=0.015)
+    np.testing.assert_allclose(rates(found), RATES, atol=6e-12)
+    assert found.kernel_s == pytest.approx(KERNEL_S, rel=0.2)
+    np.testing.assert_allclose(made.said(found, made.measured), made.whole_s, rtol=0.01)
+
+
+def test_nothing_to_learn_is_no_change() -> None:
+    made = Made()
+    made.whole_s = OVERHEAD_S + made.measured.sum(axis=1)
+    found = made.compose()
+    np.testing.assert_allclose(factors(found), 1, atol=0.002)
+    assert found.measured_width < 0.01
+    assert (rates(found) >= 0).all() and rates(found).max() < 2e-12 and abs(found.kernel_s) < 2e-8
+
+
+def test_weights_never_make_a_network_faster() -> None:
+    made = Made()
+    made.whole_s = OVERHEAD_S + made.measured.sum(axis=1) - made.from_memory @ RATES * 0.5
+    assert (rates(made.compose()) >= 0).all()
+
+
+@pytest.mark.parametrize("times", [0.5, 2.0, 10.0])
+def test_one_network_that_nothing_explains_changes_little(times: float) -> None:
+    made = Made(noise=0.01)
+    sound = made.compose()
+    made.whole_s[3] *= times
+    found = made.compose()
+    np.testing.assert_allclose(factors(found), factors(sound), atol=0.05)
+    rest = np.arange(32) != 3
+    error = np.abs(np.log(made.said(found, made.measured) / made.whole_s))[rest]
+    assert np.median(error) < 0.02
+
+
+@pytest.mark.parametrize("count", [4, 9, 24])
+def test_a_few_networks_say_something_without_running_wild(count: int) -> None:
+    found = Made(count, noise=0.02).compose()
+    assert (np.abs(factors(found) - 1) < 0.3).all()
+    assert 0 < found.measured_width <= found.predicted_width < 1
+
+
+def test_intervals_hold_nine_of_ten_networks_that_were_not_seen() -> None:
+    held: dict[str, list[float]] = {"measured": [], "predicted": []}
+    for seed in range(30):
+        made = Made(60, noise=0.03, seed=seed)
+        found = made.compose(slice(30))
+        for name, width in (("measured", found.measured_width), ("predicted", found.predicted_width)):
+            error = np.abs(np.log(made.said(found, getattr(made, name)) / made.whole_s))[30:]
+            held[name].append(float(np.mean(error <= width)))
+    assert 0.85 <= np.mean(held["measured"]) <= 0.97
+    assert 0.85 <= np.mean(held["predicted"]) <= 0.97
+
+
+def test_predictions_are_never_said_to_be_surer_than_measurements() -> None:
+    made = Made(noise=0.05, predicted=0.0)
+    found = made.compose()
+    assert found.predicted_width == found.measured_width > 0
+    worse = Made(noise=0.05, predicted=0.5).compose()
+    assert worse.predicted_width > worse.measured_width
+
+
+def test_the_same_networks_compose_to_the_same() -> None:
+    assert Made().compose() == Made().compose()
+
+
+def test_kernels_may_cost_less_among_others_than_alone() -> None:
+    made = Made(60)
+    made.whole_s -= 2 * KERNEL_S * made.counts
+    assert made.compose().kernel_s == pytest.approx(-KERNEL_S, rel=0.3)
+
+
+def test_a_kernel_inside_a_network_costs_its_factor_and_the_change_to_it_and_never_next_to_nothing() -> None:
+    op, factor = Conv.square(8, 8, 8, 3), {"float product": 1.5, "int8 product": 0.8}
+    slower = FLAT.model_copy(update={"factors": FLAT.factors | factor, "kernel_s": 2e-7})
+    faster = slower.model_copy(update={"kernel_s": -2e-6})
+    assert slower.inside_s(op, FLOAT, 1e-5) == pytest.approx(1.5e-5 + 2e-7)
+    assert slower.inside_s(op, INT8, 1e-5) == pytest.approx(0.8e-5 + 2e-7)
+    assert slower.inside_s(Elementwise("add", (1, 8)), FLOAT, 1e-5) == pytest.approx(1e-5 + 2e-7)
+    assert faster.inside_s(op, FLOAT, 1e-5) == pytest.approx(1.3e-5)
+    assert faster.inside_s(op, FLOAT, 1e-6) == pytest.approx(0.25e-6)
+
+
+@pytest.mark.parametrize(
+    ("op", "precision", "name"),
+    [
+        (Conv.square(8, 8, 8, 3), FLOAT, "float product"),
+        (Conv.square(8, 8, 8, 3), PLAIN, "float product"),
+        (Conv.square(8, 8, 8, 3), Precision(8, 8, "u8s8"), "int8 product"),
+        (Gemm(1, 8, 8), Precision(4, 32), "float product"),
+        (Node("MatMul", ("float32[1,2,3]", "float32[1,3,2]"), ("float32[1,2,2]",)), FLOAT, "float product"),
+        (Pool.global_average(8, 4, 4), FLOAT, "float data"),
+        (Elementwise("add", (1, 8)), INT8, "int8 data"),
+        (Boundary("quantize", (1, 8)), INT8, "int8 data"),
+        (Node("Softmax", ("float32[1,10]",), ("float32[1,10]",)), FLOAT, "float data"),
+    ],
+)
+def test_every_kernel_has_a_class(op: Operator, precision: Precision, name: str) -> None:
+    assert kernel_class(op, precision) == name
+
+
+def test_bytes_come_from_memory_the_more_the_larger_the_network() -> None:
+    """By class, none below what caches hold, all above what they lose; and never fewer for more."""
+    gemm = Gemm(1, 1024, 255)  # 1 MiB of weights, a bias and no more
+    assert not bytes_from_memory([(gemm, FLOAT, 1), (Pool.global_average(8, 4, 4), FLOAT, 99)]).any()
+    assert bytes_from_memory([]).tolist() == [0, 0, 0]
+    shares = []
+    for count in (1, 2, 4, 8, 16, 33, 60):
+        (conv, int8, matrix) = bytes_from_memory([(gemm, FLOAT, count)]).tolist()
+        assert conv == int8 == 0
+        shares.append(matrix / (count * (gemm.weights * 4 + 4 * 255)))
+    assert shares[0] == 0 and 0 < shares[2] < shares[3] < 1 == shares[-1]
+    assert all(one <= other for one, other in pairwise(shares))
+
+
+def test_weights_from_memory_are_counted_by_what_reads_them() -> None:
+    conv = Conv.square(1024, 1024, 4, 3)  # 36 MiB in float, 9 MiB in int8
+    (float_bytes, none, _) = bytes_from_memory([(conv, FLOAT, 1)])
+    assert none == 0 and float_bytes == 4 * conv.weights + 4 * 1024
+    (none, int8_bytes, _) = bytes_from_memory([(conv, Precision(8, 8, "u8s8"), 4)])
+    assert none == 0 and int8_bytes == 4 * (conv.weights + 8 * 1024)
+    expected = float(float_bytes) * RATES[0]
+    assert FLAT.weights_s([(conv, FLOAT, 1)]) == pytest.approx(expected)
+    assert FLAT.weights_s([(Gemm(1, 64, 64), FLOAT, 1)]) == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"factors": {"other": 1.0}}, {"networks": 0}, {"measured_width": -0.1}, {"more": 1}]
+)
+def test_a_composition_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Composition.model_validate(FLAT.model_dump() | change)
