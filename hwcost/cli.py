@@ -64,7 +64,7 @@ def _shapes(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> di
         name, _equals, sizes = text.rpartition("=")
         if not name:
             raise click.BadParameter(f"a shape is written name=1,3,224,224; got {text!r}")
-        shapes[name] = _sizes(sizes)
+        shapes[name] = _sizes(sizes) if sizes else ()
     return shapes
 
 

@@ -5,8 +5,10 @@ usage, 130 interrupted.
 """
 
 import errno
+import io
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -31,6 +33,8 @@ json_option: Final = click.option(
 )
 
 _QUIET_S: Final = 10.0
+_LONGEST_LINE: Final = 2000
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def file_type(**options: Any) -> "click.Path[Path]":
@@ -38,9 +42,14 @@ def file_type(**options: Any) -> "click.Path[Path]":
     return click.Path(path_type=Path, **options)
 
 
+def _shown(text: str) -> str:
+    """Control characters, of a name in somebody else's file, shown instead of obeyed by the terminal."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def note(text: str) -> None:
     """One line for the reader, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(_shown(text), file=sys.stderr, flush=True)
 
 
 def print_json(document: Mapping[str, object]) -> None:
@@ -54,11 +63,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_shown, row))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
-    console.print(title)
+    console.print(_shown(title))
     console.print(table)
 
 
@@ -106,7 +115,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _fail(prog: str, message: str) -> int:
-    note(f"{prog}: error: {' '.join(message.split())}")
+    line = " ".join(message.split())
+    note(f"{prog}: error: {line if len(line) <= _LONGEST_LINE else f'{line[:_LONGEST_LINE]} ...'}")
     return 1
 
 
@@ -150,6 +160,8 @@ def run_cli(
     `errors` are the deliberate ones, whose text is shown as it stands; anything unforeseen is one line with a hint
     (`HWCOST_DEBUG=1` shows where it came from).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file may be called what is no text
     debug = f"{prog.upper()}_DEBUG"
     try:
         code = _run(command, prog, arguments, errors)

@@ -439,7 +439,8 @@ def read_fit(path: Path) -> Fit:
         head = _Head.model_validate_json(text)
         if head.features != FEATURE_NAMES:
             raise FitError(f"it was fitted on other features, {len(head.features)} instead of {len(FEATURE_NAMES)}")
-        families = tuple(_restore(report, arrays) for report in head.report)
+        classes = {name: load_predictor(name) for name in {report.chosen for report in head.report}}
+        families = tuple(_restore(report, classes[report.chosen], arrays) for report in head.report)
     except ValidationError as error:
         fault = first_fault(error, "the head")
         raise FitError(f"{path} is not a fit of version {FIT_VERSION}: {fault}; run `hwcost fit` again") from None
@@ -448,9 +449,9 @@ def read_fit(path: Path) -> Fit:
     return Fit(head.device, head.profile_digest, head.seed, head.folds, families, head.composition)
 
 
-def _restore(report: FamilyReport, arrays: State) -> FittedFamily:
+def _restore(report: FamilyReport, kind: type[Predictor], arrays: State) -> FittedFamily:
     prefix = f"{report.family}/{report.precision}"
-    predictor = load_predictor(report.chosen).from_state(unprefixed(f"{prefix}/predictor", arrays))
+    predictor = kind.from_state(unprefixed(f"{prefix}/predictor", arrays))
     width, floor, below, above = take(arrays, f"{prefix}/calibration.widths", 4).tolist()
     lows, highs = take(arrays, f"{prefix}/calibration.range", 2, len(RANGE_FEATURES))
     spread = Spread(

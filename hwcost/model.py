@@ -122,7 +122,7 @@ def _operators(graph: Graph, node: onnx.NodeProto) -> tuple[Layer, ...] | None:
     """`map_node`, where a node may lack what its operator has; the runtime lets some of those pass."""
     try:
         return map_node(graph, node)
-    except (LookupError, ValueError, ArithmeticError):
+    except (LookupError, ValueError, TypeError, ArithmeticError):
         return None
 
 

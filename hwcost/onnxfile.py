@@ -7,14 +7,14 @@ protobuf holds 2 GB at most; the runtime maps them into memory itself.
 import errno
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from hwcost.errors import ModelError
@@ -94,6 +94,8 @@ def load_model(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) 
         raise ModelError(f"{path} is not an ONNX model ({error}): export it again") from None
     if not model.graph.output:
         raise ModelError(f"a model has at least one output, got none in {path}: export it again")
+    if not all(map(_is_text, _messages(model))):
+        raise ModelError(f"the names in a model are UTF-8 text, got others in {path}: export it again")
     file = ModelFile(path, model)
     _check_weights(file)
     _fix_shapes(file, dict(shapes or {}))
@@ -130,30 +132,29 @@ def _remedy(model: onnx.ModelProto) -> str:
     return "repair or export the model again"
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every constant of a graph, those of the graphs inside it included."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _constants(graph.node)
+def _messages(message: Message) -> Iterator[Message]:
+    """A protobuf, and whatever lies within it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in (value,) if isinstance(value, Message) else value:
+                yield from _messages(part)
 
 
-def _constants(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            yield from _tensors(graph)
+def _is_text(message: Message) -> bool:
+    """Whether all that should be text is: what is no UTF-8 arrives as bytes."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            texts = (value,) if isinstance(value, str | bytes) else value
+            if any(isinstance(text, bytes) for text in texts):
+                return False
+    return True
 
 
 def _check_weights(file: ModelFile) -> None:
     """Weights in other files are there, whole, and in the model's own folder; raises `ModelError`."""
-    tensors = list(_tensors(file.proto.graph))
-    for function in file.proto.functions:
-        tensors += _constants(function.node)
-    for tensor in tensors:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+    for tensor in _messages(file.proto):
+        if not isinstance(tensor, onnx.TensorProto) or tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         told = {entry.key: entry.value for entry in tensor.external_data}
         place = told.get("location", "")[:_LONGEST_NAME]
@@ -254,7 +255,7 @@ def _fix_shape(file: ModelFile, value: onnx.ValueInfoProto, shape: tuple[int, ..
 
 
 def example_feeds(file: ModelFile, seed: int) -> Feeds:
-    """A value for every input: normal numbers for floats (repeated in a large input), empty texts, zeros for the rest.
+    """A value for every input: normal numbers for floats (repeated in a large input), zeros for the rest.
 
     Raises `ModelError` for a type of number that cannot be fed, and for sizes that the machine's memory cannot hold.
     """
@@ -265,10 +266,12 @@ def example_feeds(file: ModelFile, seed: int) -> Feeds:
         tensor = value.type.tensor_type
         shape = [dim.dim_value for dim in tensor.shape.dim]
         dtype = _dtype(tensor.elem_type)
-        if dtype is None or dtype.isbuiltin != 1:  # bfloat16, 8-bit floats and 4-bit integers are others' types
+        # bfloat16, 8-bit floats and 4-bit integers are types of another package; texts are objects
+        if dtype is None or dtype.isbuiltin != 1 or dtype.hasobject:
+            kind = "of no known type" if dtype is None else "texts" if dtype.hasobject else dtype.name
             raise ModelError(
-                f"an input holds numbers that numpy has, input {value.name!r} of {file.path} is "
-                f"{'of no known type' if dtype is None else dtype.name}: cast inside the model from a float32 input"
+                f"an input holds numbers that numpy has, input {value.name!r} of {file.path} is {kind}: "
+                "cast inside the model from a float32 input"
             )
         count = math.prod(shape)
         size = count * dtype.itemsize
@@ -281,5 +284,5 @@ def example_feeds(file: ModelFile, seed: int) -> Feeds:
         if dtype.kind in "fc":
             feeds[value.name] = np.resize(rng.standard_normal(min(count, _MOST_DRAWN)).astype(dtype), shape)
         else:
-            feeds[value.name] = np.full(shape, "", dtype) if dtype.kind == "O" else np.zeros(shape, dtype)
+            feeds[value.name] = np.zeros(shape, dtype)
     return feeds
