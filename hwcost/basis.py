@@ -169,6 +169,7 @@ class Basis:
             precision=precision,
             realisation=first.realisation,
             native=first.native,
+            others=first.others,
             source="measured",
             latency_s=latency_s,
             interval_s=(max(latency_s - margin_s, latency_s / 2), max(latency_s + margin_s, median(samples))),

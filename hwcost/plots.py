@@ -14,7 +14,7 @@ from hwcost.errors import OutputError
 from hwcost.files import write_atomically
 from hwcost.ops import FLOAT
 from hwcost.profiles import Profile
-from hwcost.realisations import Realised, Spread, kind_or_family, realised
+from hwcost.realisations import Realised, Spread, kind_or_family, printable, realised
 from hwcost.units import format_seconds
 
 if TYPE_CHECKING:
@@ -103,12 +103,7 @@ def _title(profile: Profile) -> str:
         "w8a8: 8-bit weights, 8-bit activations. Line: median, also as text, with the number of operators; box: the "
         "middle half of them; whiskers: nine in ten.",
     )
-    return "\n".join(textwrap.fill(_printable(line), _WORDS) for line in lines)
-
-
-def _printable(text: str) -> str:
-    """Without what a file of text cannot hold, in a name from somebody else's file."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return "\n".join(textwrap.fill(printable(line), _WORDS) for line in lines)
 
 
 def _look(entry: Realised) -> str:
@@ -146,7 +141,7 @@ def _name(entry: Realised) -> str:
         return f"{entry.way}   {entry.precision}"
     first, *others = entry.kernels
     more = f" +{len(others)}" if others else ""
-    return f"{textwrap.shorten(_printable(first), _NAME, placeholder=' ...')}{more}   {entry.precision}"
+    return f"{textwrap.shorten(printable(first), _NAME, placeholder=' ...')}{more}   {entry.precision}"
 
 
 def _draw_box(axes: "Axes", place: int, spread: Spread, look: str, words: str) -> None:

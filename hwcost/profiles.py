@@ -93,7 +93,10 @@ class Realisation(BaseModel):
 
 
 class Row(BaseModel):
-    """One operator at one precision. `samples_s` are the passes' minima, seconds per execution."""
+    """One operator at one precision. `samples_s` are the passes' minima, seconds per execution.
+
+    `others` are realisations that a short trial found slower than `realisation`, in seconds per execution.
+    """
 
     model_config = _STRICT
 
@@ -106,6 +109,7 @@ class Row(BaseModel):
     interval_s: tuple[Seconds, Seconds]
     samples_s: tuple[Seconds, ...] = ()
     copies: int = Field(default=1, ge=1)
+    others: dict[str, Seconds] = {}
 
     @model_validator(mode="after")
     def _interval_holds_latency(self) -> "Row":
@@ -210,7 +214,7 @@ class Profile(BaseModel):
         """The file's bytes: the head indented, one network and one row a line."""
         head = self.model_dump_json(indent=1, exclude={"networks", "rows"}).removesuffix("\n}")
         networks = ",\n".join(network.model_dump_json() for network in self.networks)
-        rows = ",\n".join(row.model_dump_json() for row in self.rows)
+        rows = ",\n".join(row.model_dump_json(exclude=None if row.others else {"others"}) for row in self.rows)
         return f'{head},\n "networks": [\n{networks}\n ],\n "rows": [\n{rows}\n ]\n}}\n'.encode()
 
     def check_same_machine(self, machine: Machine) -> None:

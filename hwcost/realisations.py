@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -77,6 +78,18 @@ class Realised:
         return dict(Counter(row.realisation for row in self.rows).most_common())
 
     @cached_property
+    def slower(self) -> dict[str, tuple[int, float]]:
+        """Realisations that were tried and not chosen: for how many operators, and the median of how many times longer
+        they took; the commonest first."""
+        ratios: defaultdict[str, list[float]] = defaultdict(list)
+        for row in self.rows:
+            for name, other_s in row.others.items():
+                ratios[name].append(other_s / row.latency_s)
+        return {
+            name: (len(found), median(found)) for name, found in sorted(ratios.items(), key=lambda one: -len(one[1]))
+        }
+
+    @cached_property
     def latency_s(self) -> Spread:
         """Seconds of the operators."""
         spread = Spread.of([row.latency_s for row in self.rows])
@@ -102,12 +115,18 @@ class Realised:
             "operators": len(self.rows),
             "sources": sorted({row.source for row in self.rows}),
             "kernels": self.kernels,
+            "slower": {name: {"operators": count, "ratio": ratio} for name, (count, ratio) in self.slower.items()},
             "latency_s": self.latency_s.median,
             "compared": len(self.ratios),
             "ratio": None if ratio is None else ratio.median,
             "ratio_5": None if ratio is None else ratio.low,
             "ratio_95": None if ratio is None else ratio.high,
         }
+
+
+def printable(text: str) -> str:
+    """A name from somebody else's file, with what terminals obey and plots cannot hold written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def kind_or_family(op: Operator) -> str:

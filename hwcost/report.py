@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hwcost.console import print_table
 from hwcost.ops import PRECISIONS, key
 from hwcost.profiles import Profile
-from hwcost.realisations import Realised, kind_or_family, realised
+from hwcost.realisations import Realised, kind_or_family, printable, realised
 from hwcost.units import format_seconds
 
 if TYPE_CHECKING:
@@ -110,10 +110,8 @@ def _show_realisations(profile: Profile, in_full: bool) -> None:
             cells.append(tuple(kernels) or ("-",))
         table += zip_longest(*cells, fillvalue="")
     sources = "" if profile.sources == ("measured",) else f"; {' and '.join(profile.sources)}"
-    title = (
-        "How each precision (bits of weights and activations) runs, and how long it takes beside the same operators in "
-        f"float\n(0.50x: half as long; the median of so many operators{sources}):"
-    )
+    print("How each precision (bits of weights and activations) runs, and how long beside the same operators in float")
+    title = f"(0.50x: half as long; the median of so many operators{sources}):"
     print_table(title, ("operators", *map(str, columns), *(["other kernels"] if others else [])), table)
     if in_full:
         _show_bars([entries for entries in groups.values() if any(entry.is_compared for entry in entries)])
@@ -163,8 +161,9 @@ def _show_kernels(found: Sequence[Realised]) -> None:
             names = [f"{name} ({count})" for name, count in entry.kernels.items()]
             more = [f"and {len(names) - _KERNELS} more"] if len(names) > _KERNELS else []
             head = f"  {entry.group:<14}  {entry.precision!s:<12}  "
-            text = ", ".join(names[:_KERNELS] + more)
-            print(textwrap.fill(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
+            slower = [f"{name} ({count}, {_times(ratio)})" for name, (count, ratio) in entry.slower.items()]
+            text = ", ".join(names[:_KERNELS] + more) + (f"; tried and slower: {', '.join(slower)}" if slower else "")
+            print(textwrap.fill(printable(text), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
 
 
 def show_fit(profile: Profile, fit: "Fit", path: Path) -> None:

@@ -55,7 +55,8 @@ class Task(BaseModel):
 class Timing(BaseModel):
     """One pass over one point: the shortest run of `copies` kernels, in seconds; or why there is none.
 
-    `at_s` is when it was taken, in seconds of measuring since the first timing of all.
+    `at_s` is when it was taken, in seconds of measuring since the first timing of all; `others` are realisations that
+    a short trial found slower, in seconds of one execution, where this timing made the choice.
     """
 
     model_config = _STRICT
@@ -66,6 +67,7 @@ class Timing(BaseModel):
     copies: int = Field(default=1, ge=1)
     realisation: str = ""
     native: bool = True
+    others: dict[str, PositiveFloat] = {}
     refused: str = ""
     at_s: NonNegativeFloat = 0.0
 
@@ -142,4 +144,5 @@ def _timed(task: Task, timer: Timer) -> Timing:
         copies=count,
         realisation=kernels[0].realisation,
         native=kernels[0].native,
+        others=kernels[0].others,
     )

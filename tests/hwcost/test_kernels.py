@@ -12,11 +12,13 @@ from onnx import numpy_helper
 
 from hwcost.graph import candidates, other_kernels, supported_precisions
 from hwcost.kernels import HELD_ELEMENTS, Kernel, copies, executed_kernel, held_outputs, prepare
+from hwcost.measure import measure_operators
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Precision, bytes_moved
 from hwcost.prior import FAMILIES
-from hwcost.profiles import Int8Form
+from hwcost.profiles import Int8Form, Machine
 from hwcost.runtime import minimum_time, session
 from hwcost.sampling import family_streams
+from hwcost.timing import InProcess, Task, Timing
 
 CONV = Conv.square(16, 24, 8, 3)
 LARGE = Conv.square(64, 64, 6, 3)
@@ -209,3 +211,25 @@ def test_kernels_in_turn_keep_their_inputs_and_weights_apart() -> None:
     for one, other in itertools.combinations(range(3), 2):
         assert not read[one] & read[other] & inputs
     assert session(data, optimise="none", weights=weights).run(None, feeds)
+
+
+def test_the_fastest_candidate_is_kept_and_the_others_are_recorded_with_its_row() -> None:
+    request = (Gemm(1, 64, 32), Precision(4, 32))
+    task = Task(point="row", requests=(request,), int8_form="u8u8", seed=0, threads=1)
+    timing = InProcess().take(task)
+    kept, (other,) = timing.realisation, timing.others
+    assert {kept, other} == {f"MatMulNBits 4-bit, accuracy_level{level}" for level in ("=4", " unset")}
+    again = InProcess().take(task.model_copy(update={"realisation": other}))
+    assert (again.realisation, again.others) == (other, {})
+
+    def replay(task: Task) -> Timing:
+        """The trial was in the first timing; 10 us a call, 2 us a kernel."""
+        run_s = (10 + 2 * len(task.requests) * (task.copies or 100)) * 1e-6
+        others = timing.others if request in task.requests and not task.realisation else {}
+        return Timing(
+            point=task.point, stage=task.stage, copies=task.copies or 100, run_s=run_s, realisation=kept, others=others
+        )
+
+    machine = Machine(cpu="a replay", architecture="none", cores=1)
+    (row,) = measure_operators([request], int8_form="u8u8", machine=machine, passes=1, take=replay).rows
+    assert row.latency_s > 0 and row.others == timing.others

@@ -100,9 +100,21 @@ def test_kernels_are_counted_and_other_kernels_of_a_width_stand_beside_it() -> N
     assert entry == {
         "family": "conv.dense", "precision": "w8a8:u8s8", "weight_bits": 8, "activation_bits": 8, "runs": "native",
         "runs_as": "w8a8:u8s8", "native_share": 1.0, "operators": 1, "sources": ["measured"],
-        "kernels": {"QLinearConv u8s8": 1}, "latency_s": pytest.approx(2.5e-6), "compared": 1,
+        "kernels": {"QLinearConv u8s8": 1}, "slower": {}, "latency_s": pytest.approx(2.5e-6), "compared": 1,
         "ratio": pytest.approx(0.25), "ratio_5": pytest.approx(0.25), "ratio_95": pytest.approx(0.25),
     }  # fmt: skip
+
+
+def test_what_was_tried_and_slower_stands_beside_what_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = [row(Gemm(1, 8, n), Precision(4, 32), 4, "level=4").model_dump() for n in (8, 16, 24)]
+    for one, others in zip(kept, ({"level unset": 8e-6}, {"level unset": 48e-6}, {}), strict=True):
+        one["others"] = others
+    made = profile(*map(Row.model_validate, kept))
+    (found,) = realised(made)
+    assert found.document()["slower"] == {"level unset": {"operators": 2, "ratio": pytest.approx(7.0)}}
+    assert any("level=4 (3); tried and slower: level unset (2, 7.00x)" in line for line in shown(made, capsys))
+    again = Profile.model_validate_json(made.to_json())
+    assert again == made and made.to_json().count(b"others") == 2
 
 
 def test_the_matrix_says_what_runs_and_how_fast(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,10 +184,13 @@ def test_a_plot_names_device_sources_families_kernels_and_ways(tmp_path: Path) -
     assert path.read_bytes() == before
 
 
-def test_a_kernels_name_from_anywhere_is_drawn_as_it_is_written(tmp_path: Path) -> None:
+def test_a_kernels_name_from_anywhere_is_shown_as_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = profile(row(DENSE, FLOAT, 3, "$x_{\x1b[31m <b>"), row(DENSE, INT8, 3))
     write_plot(made, tmp_path / "p.svg")
-    assert "$x_{?[31m <b>   w32a32" in texts(tmp_path / "p.svg")
+    assert "$x_{\\x1b[31m <b>   w32a32" in texts(tmp_path / "p.svg")
+    assert any("$x_{\\x1b[31m <b> (1)" in line for line in shown(made, capsys))
 
 
 @pytest.mark.parametrize(("name", "start"), [("p.png", b"\x89PNG"), ("p.PDF", b"%PDF"), ("p.svg", b"<?xml")])
