@@ -111,6 +111,12 @@ def test_this_machine_is_measured_and_a_model_just_as_it_runs_here(
     layers = read_model(model).layers
     assert layers and all(profile.find(op, precision) is not None for _, op, precision in layers)
 
+    checked = Ran(capsys, "check", model, "--profile", path, "--time", "200ms", "--json")
+    fields = {"model", "bits", "predicted_s", "interval_s", "measured_s", "error", "noise_floor", "uncovered_share"}
+    assert checked.code == 0 and {*fields, "operators"} <= checked.document.keys()
+    assert checked.document["uncovered_share"] == 0 and checked.document["measured_s"] > 0
+    assert [entry["source"] for entry in checked.document["operators"]] == ["measured"] * len(layers)
+
 
 def test_an_interrupted_measurement_keeps_its_journal(folder: Path) -> None:
     out, journal = folder / "p.json", folder / "p.json.partial.jsonl"
