@@ -113,7 +113,7 @@ def cli() -> None:
 @click.option("--out", type=file_type(dir_okay=False), help="The profile to write.  [default: profiles/<device>.json]")
 @click.option(
     "--budget",
-    default="8m",
+    default="7m",
     show_default=True,
     callback=duration,
     help="Time to measure for, at least one pass over the search spaces.",

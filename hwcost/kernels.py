@@ -47,7 +47,7 @@ class Kernel:
     """What the runtime executes for an operator: nodes, their constants, and the tensors that flow in from outside.
 
     `in_place` says that a kernel only changes the shape of a tensor that nobody else reads, so copies must be chained.
-    `others`: realisations of the same operator that were slower, and the seconds of one execution in a short trial.
+    `others`: realisations of the same operator that were slower, and how many times as long they took in a short trial.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -278,7 +278,8 @@ def prepare(
     if len(found) == 1:
         return found[0]
     count = min(copies_for(kernel, 0.0, threads, timer) for kernel in found)
-    tried = [(run_time([kernel], count, threads, timer, _CHOICE_S) / count, kernel) for kernel in found]
-    _, fastest = min(tried, key=lambda trial: trial[0])
-    slower = {kernel.realisation: one_s for one_s, kernel in tried if kernel.realisation != fastest.realisation}
+    tried = [(run_time([kernel], count, threads, timer, _CHOICE_S), kernel) for kernel in found]
+    best_s, fastest = min(tried, key=lambda trial: trial[0])
+    slower = {kernel.realisation: run_s / best_s for run_s, kernel in tried}
+    slower.pop(fastest.realisation)
     return replace(fastest, others=slower)

@@ -23,9 +23,9 @@ from hwcost.profiles import Profile, Source, read_profile
 from hwcost.space import Layer
 
 COMPOSITION = 0.10
-"""Relative widening of an operator's interval where it stands for a part of a network's: on fourteen third-party networks
-(float and int8, x86, onnxruntime) sums of kernels timed alone missed the whole by 3 to 6 % on average, and 27 of 28 by
-less than 10 %."""
+"""Relative widening of an operator's interval where it stands for a part of a network's: on fourteen third-party
+networks (float and int8, x86, onnxruntime) sums of kernels timed alone missed the whole by 3 to 6 % on average, and 27
+of 28 by less than 10 %."""
 
 PriceSource = Literal["measured", "emulated", "estimated", "imported", "predicted"]
 

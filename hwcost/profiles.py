@@ -95,7 +95,7 @@ class Realisation(BaseModel):
 class Row(BaseModel):
     """One operator at one precision. `samples_s` are the passes' minima, seconds per execution.
 
-    `others` are realisations that a short trial found slower than `realisation`, in seconds per execution.
+    `others` are realisations that were slower than `realisation` in a short trial beside it, in seconds per execution.
     """
 
     model_config = _STRICT

@@ -6,7 +6,7 @@ Tasks and timings are plain documents, so that another process, or another machi
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
@@ -56,7 +56,7 @@ class Timing(BaseModel):
     """One pass over one point: the shortest run of `copies` kernels, in seconds; or why there is none.
 
     `at_s` is when it was taken, in seconds of measuring since the first timing of all; `others` are realisations that
-    a short trial found slower, in seconds of one execution, where this timing made the choice.
+    a short trial found slower, and how many times as long they took, where this timing made the choice.
     """
 
     model_config = _STRICT
@@ -67,7 +67,7 @@ class Timing(BaseModel):
     copies: int = Field(default=1, ge=1)
     realisation: str = ""
     native: bool = True
-    others: dict[str, PositiveFloat] = {}
+    others: dict[str, Annotated[float, Field(ge=1)]] = {}
     refused: str = ""
     at_s: NonNegativeFloat = 0.0
 

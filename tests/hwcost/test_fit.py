@@ -9,7 +9,7 @@ import pytest
 from hwcost.archive import pack, unpack
 from hwcost.errors import FitError, UnknownPredictorError
 from hwcost.features import feature_matrix
-from hwcost.fit import Fit, grouped_folds, fit_path, fit_profile, read_fit, spearman, write_fit
+from hwcost.fit import Fit, fit_path, fit_profile, grouped_folds, read_fit, spearman, write_fit
 from hwcost.ops import FLOAT, INT8, Conv, Elementwise, Gemm, Operator
 from hwcost.predictors import predictor_names
 from hwcost.profiles import Profile, write_profile

@@ -219,6 +219,7 @@ def test_the_fastest_candidate_is_kept_and_the_others_are_recorded_with_its_row(
     timing = InProcess().take(task)
     kept, (other,) = timing.realisation, timing.others
     assert {kept, other} == {f"MatMulNBits 4-bit, accuracy_level{level}" for level in ("=4", " unset")}
+    assert timing.others[other] >= 1
     again = InProcess().take(task.model_copy(update={"realisation": other}))
     assert (again.realisation, again.others) == (other, {})
 
@@ -232,4 +233,4 @@ def test_the_fastest_candidate_is_kept_and_the_others_are_recorded_with_its_row(
 
     machine = Machine(cpu="a replay", architecture="none", cores=1)
     (row,) = measure_operators([request], int8_form="u8u8", machine=machine, passes=1, take=replay).rows
-    assert row.latency_s > 0 and row.others == timing.others
+    assert list(row.others) == [other] and row.others[other] >= row.latency_s
