@@ -169,7 +169,7 @@ class Basis:
             precision=precision,
             realisation=first.realisation,
             native=first.native,
-            others={name: (latency_s - switch_s) * ratio + switch_s for name, ratio in first.others.items()},
+            others={name: min(alone) * ratio + switch_s for name, ratio in first.others.items()},
             source="measured",
             latency_s=latency_s,
             interval_s=(max(latency_s - margin_s, latency_s / 2), max(latency_s + margin_s, median(samples))),
