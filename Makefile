@@ -46,8 +46,7 @@ check: install  ## format, lint, types, the layout's contracts and the layout's 
 	$(BIN)/python -m pytest tests/test_layout.py
 
 bench: install  ## every benchmark of benchmarks/, results under benchmarks/results
-	@set -e; ls benchmarks/bench_*.py >/dev/null; \
-	for script in benchmarks/bench_*.py; do echo "$$script" >&2; $(BIN)/python "$$script"; done
+	@set -e; for script in $$(grep -l '= Benchmark(' benchmarks/*.py); do echo "$$script" >&2; $(BIN)/python "$$script"; done
 
 constraints: install  ## write constraints.txt again from what .venv holds
 	@sed -n '/^#/p' constraints.txt > constraints.tmp

@@ -64,6 +64,70 @@ def prediction(document: dict[str, Any]) -> str:
     )
 
 
+def predictors(document: dict[str, Any]) -> str:
+    columns = (
+        "latency from",
+        "networks",
+        "mean error",
+        "worst",
+        "within 5 %",
+        "within 10 %",
+        "in its interval",
+        "half-width",
+    )
+    rows = []
+    for name, groups in document["ways"].items():
+        for bits in ("fp32", "int8", "all") if groups["all"]["inside_interval"] is not None else ("all",):
+            one = groups[bits]
+            shares = (one["mape"], one["worst"], one["within_5"], one["within_10"], one["inside_interval"])
+            half = percent(one["interval_half_width"])
+            rows.append((f"{name}, {bits}", str(one["networks"]), *map(percent, shares), half))
+    kernels = [
+        (one["predictor"], f"{one['rows']:,}", *(percent(one[name]) for name in ("mape", "within_5", "within_10")),
+         f"{one['large_rows']:,}", percent(one["within_10_large"]))
+        for one in document["kernels"]
+    ]  # fmt: skip
+    sizes = [
+        (
+            f"{one['seconds']:.0f} s",
+            f"{one['rows']:,}",
+            *(percent(one["all"][name]) for name in ("mape", "within_5", "within_10")),
+        )
+        for one in document["by_size"]
+    ]
+    networks, profile = document["networks"], document["profile"]
+    noise = sorted(one["noise"] for one in networks)
+    fastest, slowest = (pick(min(one["samples_s"]) for one in networks) for pick in (min, max))
+    strict = "every kernel predicted"
+    missed = sorted(
+        (one for one in networks if abs(one["error"][strict]) > 0.1), key=lambda one: -abs(one["error"][strict])
+    )
+    misses = ", ".join(f"{one['name']} {one['bits']}-bit {100 * one['error'][strict]:+.0f} %" for one in missed)
+    return "\n\n".join(
+        (
+            f"{len(networks)} networks that are not the profile's, {fastest * 1e3:.2f} to {slowest * 1e3:.0f} ms: the "
+            "onnx package's own with random weights, and random ones of eighteen families at several input sizes, each "
+            "as fp32 and as int8 in the styles of onnxruntime's quantisation tool. One profile of "
+            f"{profile['operators']:,} operators ({profile['rows']:,} rows, {profile['profile_s']:.0f} s) and one fit "
+            f"({profile['fit_s']:.0f} s). In `{strict}` no row of an operator that occurs in any of these networks was "
+            "left to fit on; `alone` is one predictor for every family, on the same rows; `nn-meter` is that paper's "
+            "recipe.",
+            table(columns, rows),
+            f"Noise floor: the two fastest of {len(networks[0]['samples_s'])} passes lie "
+            f"{percent(noise[len(noise) // 2])} apart (median), {percent(noise[int(0.9 * len(noise))])} or more for "
+            f"one network in ten. Beyond 10 %: {misses or 'none'}.",
+            "Kernels, cross-validated on the strict rows, near-identical ones held out together; `large`: over 20 us.",
+            table(
+                ("predictor", "kernels", "mean error", "within 5 %", "within 10 %", "large", "large within 10 %"),
+                kernels,
+            ),
+            "Networks by profiling time, every kernel predicted, a random share of the operators:",
+            table(("profiling", "rows", "mean error", "within 5 %", "within 10 %"), sizes),
+            circumstances(document),
+        )
+    )
+
+
 def wire(document: dict[str, Any]) -> str:
     columns = ("deltas", "coordinates", "entropy", "bits sent", "fp32 /", "plain zstd /", "encode", "decode")
     rows = [
@@ -146,6 +210,7 @@ def transcript(text: str) -> str:
 BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "transcript": lambda results: transcript((results / "transcript.txt").read_text(encoding="utf-8")),
     "prediction": lambda results: prediction(json.loads((results / "prediction.json").read_text(encoding="utf-8"))),
+    "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
     "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
     "wire": lambda results: wire(json.loads((results / "wire.json").read_text(encoding="utf-8"))),
 }

@@ -7,6 +7,7 @@ protobuf holds 2 GB at most; the runtime maps them into memory itself.
 import errno
 import math
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -68,6 +69,11 @@ class ModelFile:
             return ModelError(
                 f"{doing} {self.path} takes more memory than is free here, {_free()} ({reason or 'out of memory'}): "
                 f"{_SMALLER}"
+            )
+        if "Failed to write" in reason:
+            return ModelError(
+                f"{self.path} is optimised into {tempfile.gettempdir()}, where there is no room for it: free some, or "
+                "set TMPDIR to another folder"
             )
         if isinstance(error, TimeoutError):
             return ModelError(f"{doing} {self.path} took longer than a few minutes, and was stopped: {_SMALLER}")

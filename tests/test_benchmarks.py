@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("bench_*.py"))
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if "= Benchmark(" in path.read_text(encoding="utf-8"))
 ENVIRONMENT = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -65,6 +65,22 @@ def test_prediction_judges_every_way_on_the_same_networks(tmp_path: Path) -> Non
     shares = [ways[f"{what} profiled"]["predicted_share"] for what in ("every operator", "no operator")]
     assert shares[0] == 0 and shares[1] > 0.5
     assert all(len(network["samples_s"]) == 2 for network in document["networks"])
+
+
+def test_predictors_are_judged_on_networks_without_an_operator_of_theirs(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    document = quick("predictors", "--seed", "3", "--work", str(work))
+    networks, ways = document["networks"], document["ways"]
+    assert {one["bits"] for one in networks} == {8, 32} and len(networks) == 6
+    assert {"as profiled", "every kernel predicted", "flops alone", "linear alone"} <= set(ways)
+    assert all(way["all"]["networks"] == 6 and way["all"]["mape"] > 0 for way in ways.values())
+    assert document["profile"]["strict_rows"] < document["profile"]["rows"]
+    for one in networks:
+        for name, error in one["error"].items():
+            assert error == pytest.approx(one["predicted_s"][name] / min(one["samples_s"]) - 1)
+    kept = json.loads((work / "timings.json").read_text())
+    assert kept == {Path(path).name: kept[Path(path).name] for path in kept} and len(kept) == 6
+    assert {one["predictor"] for one in document["kernels"]} >= {"chosen", "flops", "linear"}
 
 
 def test_the_wire_is_compared_with_entropy_and_with_plain_compression() -> None:

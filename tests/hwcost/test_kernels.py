@@ -16,7 +16,7 @@ from hwcost.measure import measure_operators
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Precision, bytes_moved
 from hwcost.prior import FAMILIES
 from hwcost.profiles import Int8Form, Machine
-from hwcost.runtime import minimum_time, session
+from hwcost.runtime import RUNTIME_ERRORS, minimum_time, session
 from hwcost.sampling import family_streams
 from hwcost.timing import InProcess, Task, Timing
 
@@ -71,7 +71,11 @@ def test_what_a_family_draws_runs_at_every_precision_and_makes_what_it_says(name
         assert precisions
         for precision in precisions:
             for candidate in candidates(op, precision, "u8u8", np.random.default_rng(0)):
-                answers = session(candidate.model.SerializeToString()).run(None, candidate.feeds)
+                try:
+                    answers = session(candidate.model.SerializeToString()).run(None, candidate.feeds)
+                except RUNTIME_ERRORS:
+                    assert name.startswith("reorder"), op  # whose blocks are those of another CPU
+                    continue
                 assert np.isfinite(np.asarray(answers[0], np.float64)).all(), op
                 if isinstance(op, Node):
                     assert (answers[0].shape, str(answers[0].dtype)) == (op.writes[0].shape, op.writes[0].dtype)
