@@ -103,7 +103,7 @@ def time_networks(networks: Sequence[Network], passes: int, seconds: float, rng:
 
 
 def measure_profile(quick: bool, seed: int) -> Profile:
-    images, samples, passes = (IMAGES[:1], 40, 1) if quick else (IMAGES, None, 3)
+    images, samples, passes = (IMAGES[:1], 200, 1) if quick else (IMAGES, None, 3)
     operators = default_operators(images, seed, samples)
     with progress(f"measuring {len(operators)} operators") as report:
         return profile_machine(

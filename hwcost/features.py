@@ -141,7 +141,7 @@ def family(op: Operator) -> str:
         return op.kind
     if isinstance(op, Node):
         return ".".join(filter(None, ("node", op.op_type, _variant(op))))
-    if isinstance(op, Pool) and not op.channels_in % _LEAST_BLOCK:
+    if isinstance(op, Pool) and op.function in ("max", "average") and not op.channels_in % _LEAST_BLOCK:
         return f"pool.{op.function}.blocked"
     return f"{op.kind}.{op.function}"
 

@@ -74,7 +74,7 @@ def test_predictors_are_judged_on_networks_without_an_operator_of_theirs(tmp_pat
     assert {one["bits"] for one in networks} == {8, 32} and len(networks) == 6
     assert {"as profiled", "every kernel predicted", "flops alone", "linear alone"} <= set(ways)
     assert all(way["all"]["networks"] == 6 and way["all"]["mape"] > 0 for way in ways.values())
-    assert document["profile"]["strict_rows"] < document["profile"]["rows"]
+    assert 0 < document["profile"]["strict_rows"] <= document["profile"]["rows"]
     for one in networks:
         for name, error in one["error"].items():
             assert error == pytest.approx(one["predicted_s"][name] / min(one["samples_s"]) - 1)

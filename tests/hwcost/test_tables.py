@@ -409,7 +409,7 @@ def test_a_table_that_cannot_price_a_search_says_what_it_lacks(tmp_path: Path) -
     )
     write_table(profile_of(*kept), tmp_path / "some.csv")
     note = import_profile(tmp_path / "some.csv", "npu").notes[-1]
-    assert note.endswith("this table has none of conv.depthwise w2a8, pool.global_average.blocked w8a8")
+    assert note.endswith("this table has none of conv.depthwise w2a8, pool.global_average w8a8")
 
 
 def test_real_narrow_convolutions_are_cheaper_in_a_lookup_table_looked_up_or_predicted(tmp_path: Path) -> None:
