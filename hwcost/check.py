@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hwcost.errors import MeasurementError, ModelError, UnknownOperatorError
 from hwcost.features import family
@@ -25,6 +25,12 @@ _LISTED = 3
 """Nodes that an error names."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Reader(Protocol):
+    """`read_model`, or `read_apart`, which survives what a damaged model does to the runtime."""
+
+    def __call__(self, path: Path, *, shapes: Shapes | None = None, layout: Layout = "executed") -> ModelLayers: ...
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,12 @@ def _differences(profile: Profile) -> tuple[str, ...]:
 
 
 def predict_model(
-    path: Path, cost_model: CostModel, *, shapes: Shapes | None = None, allow_uncovered: bool = False
+    path: Path,
+    cost_model: CostModel,
+    *,
+    shapes: Shapes | None = None,
+    allow_uncovered: bool = False,
+    read: Reader = read_model,
 ) -> Prediction:
     """Price every operator that the model executes: in this machine's graph where the profile is of this machine,
     otherwise in one without this machine's layouts.
@@ -150,7 +161,7 @@ def predict_model(
     `allow_uncovered`.
     """
     layout: Layout = "executed" if is_this_machine(cost_model.profile) else "portable"
-    found = read_model(path, shapes=shapes, layout=layout)
+    found = read(path, shapes=shapes, layout=layout)
     lost = _unpriced(found, cost_model)
     names = [f"{found.layers[index][0]} ({family(op)} at {precision})" for index, (op, precision) in lost.items()]
     uncovered = [*found.uncovered, *names]
@@ -224,6 +235,7 @@ def check_model(
     seconds: float = 2.0,
     passes: int = 3,
     seed: int = 0,
+    read: Reader = read_model,
 ) -> Check:
     """Predict a model and run it here for about `seconds`, with inputs drawn from `seed`.
 
@@ -237,7 +249,7 @@ def check_model(
             f"{machine.cores} cores, this is {here.cpu} with {here.cores}: run the check there, profile this machine, "
             "or ask for the prediction alone with `hwcost predict`"
         )
-    prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered)
+    prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered, read=read)
     file = load_model(path, shapes)
     warnings = quietness()
     latency_s, samples_s = time_model(
