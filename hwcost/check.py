@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hwcost.errors import MeasurementError, ModelError, UnknownOperatorError
 from hwcost.features import family
@@ -25,12 +25,6 @@ _LISTED = 3
 """Nodes that an error names."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-class Reader(Protocol):
-    """`read_model`, or `read_apart`, which survives what a damaged model does to the runtime."""
-
-    def __call__(self, path: Path, *, shapes: Shapes | None = None, layout: Layout = "executed") -> ModelLayers: ...
 
 
 @dataclass(frozen=True)
@@ -147,12 +141,7 @@ def _differences(profile: Profile) -> tuple[str, ...]:
 
 
 def predict_model(
-    path: Path,
-    cost_model: CostModel,
-    *,
-    shapes: Shapes | None = None,
-    allow_uncovered: bool = False,
-    read: Reader = read_model,
+    path: Path, cost_model: CostModel, *, shapes: Shapes | None = None, allow_uncovered: bool = False
 ) -> Prediction:
     """Price every operator that the model executes: in this machine's graph where the profile is of this machine,
     otherwise in one without this machine's layouts.
@@ -161,7 +150,7 @@ def predict_model(
     `allow_uncovered`.
     """
     layout: Layout = "executed" if is_this_machine(cost_model.profile) else "portable"
-    found = read(path, shapes=shapes, layout=layout)
+    found = read_model(path, shapes=shapes, layout=layout)
     lost = _unpriced(found, cost_model)
     names = [f"{found.layers[index][0]} ({family(op)} at {precision})" for index, (op, precision) in lost.items()]
     uncovered = [*found.uncovered, *names]
@@ -235,7 +224,6 @@ def check_model(
     seconds: float = 2.0,
     passes: int = 3,
     seed: int = 0,
-    read: Reader = read_model,
 ) -> Check:
     """Predict a model and run it here for about `seconds`, with inputs drawn from `seed`.
 
@@ -249,7 +237,7 @@ def check_model(
             f"{machine.cores} cores, this is {here.cpu} with {here.cores}: run the check there, profile this machine, "
             "or ask for the prediction alone with `hwcost predict`"
         )
-    prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered, read=read)
+    prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered)
     file = load_model(path, shapes)
     warnings = quietness()
     latency_s, samples_s = time_model(

@@ -187,8 +187,8 @@ def profile(
     name = host_device_name() if known is None else known.name
     target = out or PROFILES / f"{name}.json"
     if known is None or runs_here(known):
-        from hwcost.apart import read_apart
         from hwcost.measure import profile_machine
+        from hwcost.model import read_model
         from hwcost.whole import affordable_networks
 
         made = _measure(
@@ -200,7 +200,7 @@ def profile(
                 device=name,
                 precisions=wanted,
                 sampled=prior_operators(seed, samples or 0),
-                exact=[(op, precision) for model in models for _, op, precision in read_apart(model).layers],
+                exact=[(op, precision) for model in models for _, op, precision in read_model(model).layers],
                 networks=affordable_networks(budget) if samples is None and wanted is None else 0,
                 widen=samples is None,
                 passes=passes,
@@ -342,14 +342,13 @@ def predict(
     Example:
       hwcost predict model.onnx --profile profiles/rpi4.json --shape input=1,3,224,224
     """
-    from hwcost.apart import read_apart
     from hwcost.check import predict_model
     from hwcost.pricing import load_cost_model
     from hwcost.report import show_prediction
 
     cost_model = load_cost_model(profile_path)
     with progress(f"Reading {model}"):
-        prediction = predict_model(model, cost_model, shapes=shapes, allow_uncovered=allow_uncovered, read=read_apart)
+        prediction = predict_model(model, cost_model, shapes=shapes, allow_uncovered=allow_uncovered)
     _expect_bits(prediction, bits)
     _warn(prediction)
     if as_json:
@@ -383,7 +382,6 @@ def check(
     Example:
       hwcost check model.onnx --profile profiles/<this machine>.json
     """
-    from hwcost.apart import read_apart
     from hwcost.check import check_model
     from hwcost.pricing import load_cost_model
     from hwcost.report import show_check
@@ -398,7 +396,6 @@ def check(
             seconds=time,
             passes=passes,
             seed=seed,
-            read=read_apart,
         )
     _expect_bits(checked.prediction, bits)
     _warn(checked.prediction)
