@@ -64,6 +64,51 @@ def prediction(document: dict[str, Any]) -> str:
     )
 
 
+def lookup(document: dict[str, Any]) -> str:
+    rows = [
+        (
+            row["space"],
+            f"10^{row['networks_log10']:.1f}",
+            f"{row['layers']:,}",
+            f"{row['naming_s']['median'] * 1e3:.0f} ms",
+            f"{row['first_s'] * 1e3:.0f} ms",
+            f"{row['build_s']['median'] * 1e3:.0f} ms",
+            f"{row['faster_than_one_by_one']['median']:.1f}",
+        )
+        for row in document["build"]
+    ]
+    trained = [
+        (
+            row["space"],
+            f"{row['step_s']['median'] * 1e3:.0f} ms",
+            f"{row['costs_s']['median'] * 1e6:.0f} us",
+            f"{100 * row['share']['median']:.2f} %",
+            f"{100 * row['share']['most']:.2f} %",
+            f"{100 * row['with_over_without']['median']:+.1f} %",
+        )
+        for row in document["training"]
+    ]
+    again = [abs(row["without_over_without"][end]) for row in document["training"] for end in ("least", "most")]
+    features, batch = document["features"], document["training"][0]["batch"]
+    return "\n\n".join(
+        (
+            "Building the table after the fit; of these spaces only the first was profiled, so nothing is predicted "
+            "there. `naming` is what any table starts with: the layers of every choice. `one by one /`: how many times "
+            "longer it takes to name them and to price each distinct one alone.",
+            table(
+                ("space", "networks", "distinct layers", "naming", "first table", "table again", "one by one /"), rows
+            ),
+            f"The features of {features['operators']:,} operators never met take "
+            f"{features['seconds']['median'] * 1e3:.0f} ms. The cost layer with {len(document['weights'])} weighted "
+            f"costs, forward and backward, as a share of a gate step of {batch} images without it (torch on "
+            f"{document['torch_threads']} threads):",
+            table(("space", "gate step", "cost layer", "share", "largest", "whole steps with it"), trained),
+            f"Medians. Whole steps without it differ from each other by up to {percent(max(again))}. "
+            f"{circumstances(document)}",
+        )
+    )
+
+
 def predictors(document: dict[str, Any]) -> str:
     columns = (
         "latency from",
@@ -210,6 +255,7 @@ def transcript(text: str) -> str:
 BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "transcript": lambda results: transcript((results / "transcript.txt").read_text(encoding="utf-8")),
     "prediction": lambda results: prediction(json.loads((results / "prediction.json").read_text(encoding="utf-8"))),
+    "lookup": lambda results: lookup(json.loads((results / "lookup.json").read_text(encoding="utf-8"))),
     "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
     "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
     "wire": lambda results: wire(json.loads((results / "wire.json").read_text(encoding="utf-8"))),

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+
+from hwcost import SearchSpace, write_profile
+from hwcost.testing import plausible_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -65,6 +69,23 @@ def test_prediction_judges_every_way_on_the_same_networks(tmp_path: Path) -> Non
     shares = [ways[f"{what} profiled"]["predicted_share"] for what in ("every operator", "no operator")]
     assert shares[0] == 0 and shares[1] > 0.5
     assert all(len(network["samples_s"]) == 2 for network in document["networks"])
+
+
+def test_tables_are_built_for_spaces_that_were_not_profiled_and_steps_counted_beside_their_costs(
+    tmp_path: Path,
+) -> None:
+    profile = tmp_path / "profile.json"
+    write_profile(plausible_profile(SearchSpace.for_image((1, 8, 8), 10).operators()), profile)
+    document = quick("bench_lookup", "--profile", str(profile))
+    profiled, _, largest = document["build"]
+    assert profiled["predicted_share"] == 0 and largest["predicted_share"] == 1
+    assert largest["networks_log10"] == pytest.approx(7 * math.log10(18) + 15 * math.log10(19))
+    assert largest["layers"] > largest["operators"] > 100
+    assert largest["faster_than_one_by_one"]["median"] == pytest.approx(
+        largest["one_by_one_s"]["median"] / largest["build_s"]["median"]
+    )
+    (step,) = document["training"]
+    assert step["share"]["median"] == pytest.approx(step["costs_s"]["median"] / step["step_s"]["median"])
 
 
 def test_predictors_are_judged_on_networks_without_an_operator_of_theirs(tmp_path: Path) -> None:
