@@ -12,7 +12,7 @@ Training: gate steps (forward, backward, update) of 32 images by `faqs.train.tra
 with none, in turn. The layer's share is the time of the weighted costs alone, forward and backward, over that of a
 step without them. Whole steps with and without are compared as well; how far two steps without differ says what that
 comparison can see. Profiles some operators first, in one pass (or takes --profile), since speeds do not depend on how
-good the prices are. About 3 minutes.
+good the prices are. Under two minutes.
 """
 
 import argparse
