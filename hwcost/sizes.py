@@ -232,8 +232,9 @@ def _node_sizes(op: Node) -> dict[str, int]:
         "kernel_height": kernel[0] if kernel else attributes.get("size", 1),
         "kernel_width": kernel[1] if len(kernel) > 1 else 1,
     }
-    if "MatMul" in op.op_type and len(written.shape) > 1:
-        left, right = (tensor for tensor in op.reads if len(tensor.shape) > 1)
+    matrices = [tensor for tensor in op.reads if len(tensor.shape) > 1]
+    if "MatMul" in op.op_type and len(written.shape) > 1 and len(matrices) == 2:
+        left, right = matrices
         own |= {
             "batch": math.prod(written.shape[:-2]),
             "in_channels": left.shape[-1],
