@@ -232,8 +232,8 @@ def _measure(target: Path, threads: int, measured: Callable[..., "Profile"]) -> 
     before anything is timed).
     """
     from hwcost.machine import detect_machine
+    from hwcost.pipe import Piped
     from hwcost.profiles import write_profile
-    from hwcost.worker import Worker
 
     older = standing_measurements(target)
     if older is not None:
@@ -242,8 +242,8 @@ def _measure(target: Path, threads: int, measured: Callable[..., "Profile"]) -> 
     if journal.exists():
         note(f"resuming the measurement that {journal} holds")
     try:
-        with progress("Measuring") as report, Worker() as worker:
-            made = measured(journal=journal, progress=report, timings=worker)
+        with progress("Measuring") as report, Piped() as runtime:
+            made = measured(journal=journal, progress=report, runtime=runtime, say=note)
     except KeyboardInterrupt:
         note(f"what was timed so far is in {journal}: run the same command again to go on from there")
         raise
