@@ -17,7 +17,7 @@ import numpy as np
 from loopback import Loopback, missing
 from record import Benchmark, summary
 
-from hwcost import note, print_table, progress
+from hwcost import Int8Form, note, print_table, progress
 from hwcost.errors import MeasurementError
 from hwcost.ops import key
 from hwcost.pipe import Piped
@@ -30,22 +30,22 @@ PASSES: Final = 8
 REQUESTS: Final = 80
 
 
-def chosen(seed: int, count: int) -> list[Request]:
+def chosen(seed: int, count: int, form: Int8Form) -> list[Request]:
     """Operators of the search spaces and of other networks, at every precision that has a kernel."""
     operators = default_operators(((1, 8, 8), (3, 32, 32)), seed, 300)
-    requests = [request for op in operators for request in sampled_requests(op, "u8u8") if op.macs < 5e7]
+    requests = [request for op in operators for request in sampled_requests(op, form) if op.macs < 5e7]
     order = np.random.default_rng(seed).permutation(len(requests))
     return [requests[index] for index in order[:count]]
 
 
 def measure(board: Loopback, seed: int, count: int, passes: int) -> dict[str, Any]:
-    requests = chosen(seed, count)
     run_s: dict[str, dict[Request, list[float]]] = {arm: {} for arm in ARMS}
     spent_s = dict.fromkeys(ARMS, 0.0)
     with ExitStack() as stack, progress("Timing") as report:
         runtimes = (Piped(), Piped(), board.reached(say=note))
         arms = {arm: Timings(stack.enter_context(one)) for arm, one in zip(ARMS, runtimes, strict=True)}
         form = arms["here"].survey(Survey(threads=1, seed=seed)).int8_form
+        requests = chosen(seed, count, form)
         first: dict[Request, Task] = {}
         for request in requests:
             task = Task(
