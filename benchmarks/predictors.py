@@ -188,7 +188,7 @@ def known(cost_model: CostModel, layer: Layer) -> bool:
 
 def alone(name: str, profile: Profile, fit: Fit, judged: Sequence[Judged], seed: int) -> list[Predicted]:
     """One predictor for every family, and the composition that the others have too."""
-    kind, hardware = load_predictor(name), hardware_of(profile.machine)
+    kind, hardware = load_predictor(name), hardware_of(profile.machine, profile.int8_form)
     groups: dict[tuple[str, Precision], list[Row]] = {}
     for row in profile.rows:
         groups.setdefault((family(row.operator), profile.realised_as(row.operator, row.precision)), []).append(row)

@@ -156,7 +156,7 @@ def _pool_sizes(op: Pool) -> dict[str, int]:
         "out_height": op.output_height,
         "out_width": op.output_width,
         "run": op.output_width,
-        "shape": 0 if op.function.startswith("global") else 3,
+        "shape": 3,
     }
 
 

@@ -203,8 +203,13 @@ def resize(rng: np.random.Generator) -> Operator:
     out = (*shape[:2], 2 * shape[2], 2 * shape[3])
     mode, place = pick(rng, (("nearest", "asymmetric"), ("nearest", "asymmetric"), ("linear", "half_pixel")))
     settings: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": place, "nearest_mode": "floor"}
-    scales = str(TensorType("float32", (4,), True, "1,1,2,2"))
-    return _node("Resize", [tensor(shape), "", scales], [tensor(out)], **settings)
+    if rng.random() < 0.4:  # between quantised convolutions
+        return _resize(tensor(channels_last(shape)), tensor(channels_last(out)), "1,2,2,1", settings)
+    return _resize(tensor(shape), tensor(out), "1,1,2,2", settings)
+
+
+def _resize(read: str, out: str, scales: str, settings: dict[str, Any]) -> Operator:
+    return _node("Resize", [read, "", str(TensorType("float32", (4,), True, scales))], [out], **settings)
 
 
 def blocked_upsample(rng: np.random.Generator) -> Operator:
