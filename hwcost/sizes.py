@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from hwcost.ops import Boundary, Conv, Gemm, Node, Operator, Pool
+from hwcost.ops import Boundary, Conv, Gemm, Node, Operator, Pool, TensorType
 
 ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeats", "other")
 """How data moves. A transpose: as a copy, with one axis of elements moved in or out, in blocks, or by indices
@@ -37,6 +37,7 @@ SIZES = (
     "out_height",
     "out_width",
     "costly",
+    "mapped",
     "clipped",
     "residual",
     "input_elements",
@@ -61,7 +62,18 @@ SIZES = (
 """Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
 window without weights; `route`: 1 + the index in `ROUTES`; bytes are 0 where the precision decides."""
 
-_NOTHING = {"pad_top", "pad_left", "padding", "costly", "clipped", "residual", "weights", "parameters", "macs"}
+_NOTHING = {
+    "pad_top",
+    "pad_left",
+    "padding",
+    "costly",
+    "mapped",
+    "clipped",
+    "residual",
+    "weights",
+    "parameters",
+    "macs",
+}
 _NOTHING |= {"read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route", "shape"}
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
@@ -232,6 +244,22 @@ def _node_sizes(op: Node) -> dict[str, int]:
         "kernel_height": kernel[0] if kernel else attributes.get("size", 1),
         "kernel_width": kernel[1] if len(kernel) > 1 else 1,
     }
+    if op.op_type == "QLinearConcat":
+        scaled = zip(op.inputs[2::3], op.inputs[3::3], strict=True)
+        own["mapped"] = sum(TensorType.parse(x).elements for x, scale in scaled if not scale.endswith(":1"))
+    if "Pool" in op.op_type and len(kernel) == 2 and len(written.shape) == 4:
+        strides, pads = attributes.get("strides", (1, 1)), attributes.get("pads", (0, 0, 0, 0))
+        own |= {
+            "stride_height": strides[0],
+            "stride_width": strides[1],
+            "pad_top": pads[0],
+            "pad_left": pads[1],
+            "padding": sum(pads),
+            "out_height": written.shape[2],
+            "out_width": written.shape[3],
+            "run": written.shape[3],
+            "shape": 4,
+        }
     matrices = [tensor for tensor in op.reads if len(tensor.shape) > 1]
     if "MatMul" in op.op_type and len(written.shape) > 1 and len(matrices) == 2:
         left, right = matrices

@@ -58,7 +58,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "attention": (30, nodes.attention),
     "int8 attention": (16, nodes.int8_attention),
     "Gather": (20, nodes.gather),
-    "8-bit pools, channels first": (36, nodes.slow_pool),
+    "slow pools": (56, nodes.slow_pool),
     "Expand": (8, nodes.expand),
     "Where": (8, nodes.where),
     "depth and space": (10, nodes.space),
