@@ -14,7 +14,7 @@ from hwcost.profiles import Network, Part
 from hwcost.runtime import INT8_STYLES, quantised, time_model
 from hwcost.space import Layer
 
-_MOST_NETWORKS: Final = 16
+_MOST_NETWORKS: Final = 24
 _LEAST_NETWORKS: Final = 8
 _SHARE: Final = 1 / 15
 """Networks per second of a measurement's budget: drawing, running and measuring the kernels of one takes a sixth."""
