@@ -21,6 +21,7 @@ import numpy as np
 from hwcost.adaptive import AdaptiveSample
 from hwcost.basis import BASIS, FEW, MANY, REFERENCES, Basis, Point
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
+from hwcost.features import hardware_of
 from hwcost.graph import supported_precisions
 from hwcost.journal import Batch, Conditions, Journal
 from hwcost.ops import INT8, Operator, Precision
@@ -388,6 +389,7 @@ def profile_machine(
     timings = Timings(runtime, say or (lambda text: None), clock.sleep)
     began_s = clock.now()
     site = timings.survey(Survey(threads=threads, seed=seed))
+    hardware = hardware_of(site.machine, site.int8_form)
 
     def of_sample(op: Operator) -> tuple[Request, ...]:
         return tuple(request for request in sampled_requests(op, site.int8_form) if wanted(request[1]))
@@ -419,7 +421,7 @@ def profile_machine(
             ],
             int8_form=site.int8_form,
             machine=site.machine,
-            sample=AdaptiveSample(seed, of_sample) if widen else None,
+            sample=AdaptiveSample(seed, of_sample, hardware) if widen else None,
             passes=passes,
             seed=seed,
             budget_s=budget_left_s,
