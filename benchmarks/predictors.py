@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from hwcost.worker import Worker
 from networks import HeldOut, held_out_networks
 from record import Benchmark
 
@@ -40,7 +41,6 @@ from hwcost.predictors import load_predictor, predictor_names
 from hwcost.pricing import CostModel
 from hwcost.profiles import Profile, Row, write_profile
 from hwcost.runtime import time_model
-from hwcost.worker import Worker
 
 BENCHMARK: Final = Benchmark("predictors", __doc__ or "")
 PASSES: Final = 4
