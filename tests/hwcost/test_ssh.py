@@ -82,7 +82,8 @@ def test_another_machine_is_measured_as_this_one_is_and_nothing_stays_there(boar
         assert there.shortest_s(Given(model), {"x": _zeros(model)}, 0.0) > 0
     assert [(row.operator, row.precision) for row in remote.rows] == REQUESTS
     for row, other in zip(remote.rows, local.rows, strict=True):
-        assert (row.realisation, row.native, row.source) == (other.realisation, other.native, other.source)
+        kernel, other_kernel = (one.realisation.split(",")[0] for one in (row, other))  # of two levels either may win
+        assert (kernel, row.native, row.source) == (other_kernel, other.native, other.source)
         assert 1 / 3 < row.latency_s / other.latency_s < 3
     assert is_clean(board)
 
