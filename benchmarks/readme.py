@@ -200,6 +200,50 @@ def wire(document: dict[str, Any]) -> str:
     )
 
 
+def transfer(document: dict[str, Any]) -> str:
+    columns = ("new device", "HELP", "from 10", "from 20", "ceiling", "one factor", "operations", "error from 10",
+               "its ceiling", "noise", "one factor, error", "in its interval")  # fmt: skip
+    rows = []
+    for one in document["devices"]:
+        ten, twenty = (one["methods"][count] for count in ("10", "20"))
+        median, least, most = ten["transfer"]["spearman"]
+        rows.append(
+            (
+                one["device"],
+                "-" if one["help"] is None else f"{one['help']:.3f}",
+                f"{median:.3f} ({least:.3f} to {most:.3f})",
+                f"{twenty['transfer']['spearman'][0]:.3f}",
+                f"{one['ceiling']['spearman']:.3f}",
+                *(f"{ten[name]['spearman'][0]:.3f}" for name in ("one factor", "operations")),
+                *map(percent, (ten["transfer"]["mape"][0], one["ceiling"]["mape"], one["noise"])),
+                *map(percent, (ten["one factor"]["mape"][0], ten["transfer"]["inside"][0])),
+            )
+        )
+    both = [one for one in document["devices"] if one["help"] is not None]
+    better = [one["device"] for one in both if one["methods"]["10"]["transfer"]["spearman_all"][0] > one["help"]]
+    short = "; ".join(
+        f"on {one['device']} it is {one['methods']['10']['transfer']['spearman_all'][0]:.4f} of all rows against "
+        f"{one['help']:.3f}, and features fitted on every row reach {one['ceiling']['spearman_all']:.4f}"
+        for one in both
+        if one["device"] not in better
+    )
+    count = len(document["devices"])
+    return "\n\n".join(
+        (
+            f"{document['devices'][0]['distinct']:,} distinct networks of NAS-Bench-201, measured whole by others on "
+            f"{count} devices. Each is new once, {document['known']} are known; of the new one, 10 or 20 networks of "
+            "`hwcost.transfer`'s choice are looked at, and all others predicted. Rank correlation (Spearman), then mean "
+            "errors; `ceiling`: the same features fitted on all of the device's latencies; `noise`: networks that no "
+            "feature tells apart; `one factor`: times the known device that fits best; `operations`: least squares "
+            f"without a prior. Median of {len(document['seeds'])} seeds, and their ends.",
+            table(columns, rows),
+            "HELP's figures are those of its paper (arXiv 2106.08630, table 3: 10 samples; mean of its six devices "
+            f"0.932). Better than them, over all rows, on {len(better)} of the {len(both)} devices that both have"
+            f"{f'; {short}' if short else ''}.",
+        )
+    )
+
+
 _MET: Final = ("within_table", "within_budget_measured", "within_budget_and_interval")
 
 
@@ -258,6 +302,7 @@ BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "lookup": lambda results: lookup(json.loads((results / "lookup.json").read_text(encoding="utf-8"))),
     "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
     "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
+    "transfer": lambda results: transfer(json.loads((results / "transfer.json").read_text(encoding="utf-8"))),
     "wire": lambda results: wire(json.loads((results / "wire.json").read_text(encoding="utf-8"))),
 }
 

@@ -1,6 +1,7 @@
 """The benchmarks run and record what the README shows; what they measure is for `make bench`, never for a test."""
 
 import ast
+import gzip
 import importlib
 import json
 import math
@@ -69,6 +70,27 @@ def test_prediction_judges_every_way_on_the_same_networks(tmp_path: Path) -> Non
     shares = [ways[f"{what} profiled"]["predicted_share"] for what in ("every operator", "no operator")]
     assert shares[0] == 0 and shares[1] > 0.5
     assert all(len(network["samples_s"]) == 2 for network in document["networks"])
+
+
+def test_each_device_of_a_published_table_is_new_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = np.array(["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"])
+    lines = ["arch_idx,arch_str,slow,fast,odd"]
+    for index, drawn in enumerate(rng.integers(0, 5, (400, 6))):
+        one, two, three, four, five, six = names[drawn]
+        cell = f"|{one}~0|+|{two}~0|{three}~1|+|{four}~0|{five}~1|{six}~2|"
+        work = 1 + 2 * (drawn == 3).sum() + (drawn == 2).sum()
+        lines.append(f"{index},{cell},{9 * work + drawn[0]},{work},{work + (drawn == 4).sum()}")
+    with gzip.open(tmp_path / "nasbench201_cifar10_ms.csv.gz", "wt") as file:
+        file.write("\n".join(lines))
+    document = quick("bench_transfer", "--data", str(tmp_path), "--out", str(tmp_path / "transfer.json"))
+    assert [one["device"] for one in document["devices"]] == ["slow", "fast", "odd"]
+    for one in document["devices"]:
+        assert one["methods"]["10"]["transfer"]["spearman"][0] > 0.95
+    without = run("bench_transfer", "--quick")
+    assert without.returncode == 0 and "--data" in without.stderr and not without.stdout
+    unknown = run("bench_transfer", "--quick", "--data", str(tmp_path), "--device", "other")
+    assert unknown.returncode == 1 and "a column of the table, slow, fast, odd, got 'other'" in unknown.stderr
 
 
 def test_tables_are_built_for_spaces_that_were_not_profiled_and_steps_counted_beside_their_costs(
