@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hwcost.agent import session as session
     from hwcost.archive import pack as pack
     from hwcost.archive import unpack as unpack
     from hwcost.check import Check as Check
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
     from hwcost.profiles import read_profile as read_profile
     from hwcost.profiles import write_profile as write_profile
     from hwcost.runtime import RUNTIME_ERRORS as RUNTIME_ERRORS
-    from hwcost.runtime import session as session
     from hwcost.runtime import time_model as time_model
     from hwcost.space import SKIP as SKIP
     from hwcost.space import Architecture as Architecture
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     from hwcost.units import parse_seconds as parse_seconds
 
 _PUBLIC: dict[str, str] = {
-    "session": "hwcost.runtime",
+    "session": "hwcost.agent",
     "RUNTIME_ERRORS": "hwcost.runtime",
     "Int8Form": "hwcost.profiles",
     "unpack": "hwcost.archive",

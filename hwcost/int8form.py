@@ -1,9 +1,8 @@
-"""Which number formats of int8 are exact and fast on this machine.
+"""Which number formats of int8 are exact and fast on a machine.
 
 CPUs without 8-bit dot products may saturate u8 x s8 sums in 16 bits, so the answer is compared with exact integers.
 """
 
-from functools import partial
 from typing import Final, get_args
 
 import numpy as np
@@ -14,13 +13,15 @@ from hwcost.errors import MeasurementError
 from hwcost.graph import Candidate, candidates
 from hwcost.ops import INT8, Conv, key
 from hwcost.profiles import Int8Form
-from hwcost.runtime import Timer, minimum_time, refusals, session
+from hwcost.runtime import Given, Here, Runtime, refusals
 
 _PROBE_S: Final = 0.024
 
 
-def choose_int8_form(*, threads: int = 1, seed: int = 0, timer: Timer = minimum_time) -> Int8Form:
-    """The fastest number formats whose convolutions are exact on this machine; raises `MeasurementError` if none is."""
+def choose_int8_form(runtime: Runtime | None = None, *, threads: int = 1, seed: int = 0) -> Int8Form:
+    """The fastest number formats whose convolutions are exact there, by default on this machine; raises
+    `MeasurementError` if none is."""
+    runtime = runtime or Here()
     probes = (Conv.square(32, 32, 14, 3), Conv.square(64, 64, 14, 1), Conv.square(64, 64, 14, 3, groups=64))
     times: dict[Int8Form, float] = {}
     for form in get_args(Int8Form):
@@ -28,16 +29,16 @@ def choose_int8_form(*, threads: int = 1, seed: int = 0, timer: Timer = minimum_
         for op in probes:
             (candidate,) = candidates(op, INT8, form, np.random.default_rng(seed))
             with refusals(f"{key(op)} at {INT8}"):
-                running = session(candidate.model.SerializeToString(), threads)
-                (answer,) = running.run(None, candidate.feeds)
+                given = Given(candidate.model.SerializeToString(), threads)
+                (answer,) = runtime.run(given, candidate.feeds)
+                total += runtime.shortest_s(given, candidate.feeds, _PROBE_S)
             expected = integer_convolution(candidate, op)
             exact = exact and int(np.abs(answer.astype(np.int64) - expected).max()) <= 1
-            total += timer(partial(running.run, None, candidate.feeds), _PROBE_S)
         if exact:
             times[form] = total
     if not times:
         raise MeasurementError(
-            f"int8 convolutions must be exact in one of {', '.join(get_args(Int8Form))}, got none on this machine: "
+            f"int8 convolutions must be exact in one of {', '.join(get_args(Int8Form))}, got none there: "
             "use another version of onnxruntime"
         )
     return min(times, key=lambda form: times[form])

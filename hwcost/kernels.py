@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ from hwcost.errors import MeasurementError
 from hwcost.graph import IR_VERSION, Array, Candidate, candidates, typed
 from hwcost.ops import Boundary, Conv, Operator, Precision, key
 from hwcost.profiles import Int8Form
-from hwcost.runtime import RUNTIME_ERRORS, Timer, session
+from hwcost.runtime import Given, RefusedError, Runtime, Weights
 
 _LAYOUT_OPS: Final = ("Transpose", "ReorderInput", "ReorderOutput")
 _RUN_S: Final = 3e-4
@@ -33,7 +34,6 @@ _MOST_COPIES: Final = 256
 _MOST_CONSTANT_BYTES: Final = 4 * 1024**2
 _WEIGHT_BYTES: Final = 4096
 """Constants from this size on are handed over beside a model."""
-_ALIGNED: Final = 64
 _PROBE_S: Final = 0.001
 _CHOICE_S: Final = 0.003
 _TURNS: Final = 3
@@ -60,10 +60,15 @@ class Kernel:
     in_place: bool = False
     others: dict[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def constant_bytes(self) -> int:
         """Bytes of the constants of one copy."""
         return sum(numpy_helper.to_array(tensor).nbytes for tensor in self.constants.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Of one copy, with what flows in."""
+        return self.constant_bytes + sum(array.nbytes for array in self.inputs.values())
 
     @property
     def realisation(self) -> str:
@@ -73,13 +78,13 @@ class Kernel:
         return f"{'+'.join(names)} {self.note}".strip()
 
 
-def executed_kernel(op: Operator, candidate: Candidate, threads: int = 1) -> Kernel:
+def executed_kernel(op: Operator, candidate: Candidate, runtime: Runtime, threads: int = 1) -> Kernel:
     """The kernel that the runtime makes of a candidate, without layout changes unless `op` is one, and its inputs."""
     executed = candidate.model
     if candidate.rewritten:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "executed.onnx")
-            session(candidate.model.SerializeToString(), threads, save_as=path)
+            runtime.optimised(Given(candidate.model.SerializeToString(), threads), path)
             executed = onnx.load(path)
     nodes = tuple(node for node in executed.graph.node if isinstance(op, Boundary) or node.op_type not in _LAYOUT_OPS)
     if isinstance(op, Conv) and op.residual:  # what makes the tensor to be added is not part of it
@@ -91,8 +96,8 @@ def executed_kernel(op: Operator, candidate: Candidate, threads: int = 1) -> Ker
     feeds = dict(candidate.feeds)
     inside = [name for name in inputs if name not in feeds]
     if inside:
-        before = session(_answering(executed, inside), threads, optimise="none")
-        feeds.update(zip(inside, before.run(None, candidate.feeds), strict=True))
+        before = runtime.run(Given(_answering(executed, inside), threads, "none"), candidate.feeds)
+        feeds.update(zip(inside, before, strict=True))
     return Kernel(
         nodes,
         {name: constants[name] for name in read if name in constants},
@@ -123,7 +128,7 @@ def _answering(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     return bytes(copy.SerializeToString())
 
 
-def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Array], dict[str, Array]]:
+def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Array], dict[str, Weights]]:
     """A model of `count` rounds of these kernels, each with constants of its own, what to feed it, and its weights,
     which are not in its bytes. It is not to be rewritten.
 
@@ -138,7 +143,7 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
     constants: list[onnx.TensorProto] = []
     feeds: dict[str, Array] = {"tick": np.zeros(1, np.float32)}
     flowing: dict[str, Array] = {}
-    weights: dict[str, Array] = {}
+    weights: dict[str, Weights] = {}
     values = [{name: numpy_helper.to_array(tensor) for name, tensor in one.constants.items()} for one in kernels]
     before = ""
     held: list[list[str]] = [[] for _ in kernels]
@@ -154,10 +159,10 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
             scalar = value.shape in ((), (1,))
             names[name] = f"{name}/{place}" if scalar else f"{name}/{place}/{round_}"
             if value.nbytes >= _WEIGHT_BYTES:
-                weights[names[name]] = own = _own(value, round_)
-                constants.append(_elsewhere(names[name], own))
+                weights[names[name]] = Weights(value, round_)
+                constants.append(_elsewhere(names[name], value))
             elif round_ == 0 or not scalar:
-                constants.append(numpy_helper.from_array(_own(value, round_), names[name]))
+                constants.append(numpy_helper.from_array(Weights(value, round_).value, names[name]))
         for position, node in enumerate(kernel.nodes):
             names.update({name: f"{name}/{place}/{round_}" for name in node.output if name})
             copy = onnx.NodeProto()
@@ -187,19 +192,6 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
     return model.SerializeToString(), feeds, weights
 
 
-def _own(value: Array, number: int) -> Array:
-    """A copy of a constant, where the runtime would place it; weights get other first elements, so that no two
-    numbers' are equal."""
-    memory = np.empty(value.nbytes + _ALIGNED, np.uint8)
-    start = -memory.ctypes.data % _ALIGNED
-    own: Array = memory[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
-    own[...] = value
-    if number and own.ndim > 1 and own.size > 1:
-        digits = np.array([number % 100, number // 100], dtype=own.dtype)
-        own.reshape(-1)[:2] = digits / own.dtype.type(1000) if own.dtype.kind == "f" else digits
-    return own
-
-
 def _elsewhere(name: str, value: Array) -> TensorProto:
     """A constant whose bytes are handed over beside the model: copying them into it would take longer than timing."""
     tensor = TensorProto(name=name, dims=value.shape, data_type=helper.np_dtype_to_tensor_dtype(value.dtype))
@@ -215,14 +207,13 @@ def held_outputs(op: Operator, count: int) -> int:
     return max(count - _TURNS + 1, 0) if op.output_elements >= HELD_ELEMENTS and not in_place else 0
 
 
-def run_time(kernels: Sequence[Kernel], count: int, threads: int, timer: Timer, seconds: float) -> float:
+def run_time(kernels: Sequence[Kernel], count: int, runtime: Runtime, threads: int, seconds: float) -> float:
     """Seconds of one run of `count` rounds of these kernels, in a session of its own."""
     model, feeds, weights = copies(kernels, count)
-    running = session(model, threads, optimise="none", weights=weights)
-    return timer(lambda: running.run(None, feeds), seconds)
+    return runtime.shortest_s(Given(model, threads, "none", weights=weights), feeds, seconds)
 
 
-def copies_for(kernel: Kernel, overhead_s: float, threads: int, timer: Timer) -> int:
+def copies_for(kernel: Kernel, overhead_s: float, runtime: Runtime, threads: int) -> int:
     """How many copies make a run long enough to be timed well, within bounds of size.
 
     Few enough that all their weights fit the caches: what weights cost that do not is a network's affair.
@@ -232,41 +223,41 @@ def copies_for(kernel: Kernel, overhead_s: float, threads: int, timer: Timer) ->
     for few in _PROBED_COPIES:  # one copy says enough of a long kernel, and too little of a short one
         if few > most:
             break
-        one_s = max((run_time([kernel], few, threads, timer, _PROBE_S) - overhead_s) / few, _RUN_S / _MOST_COPIES)
+        one_s = max((run_time([kernel], few, runtime, threads, _PROBE_S) - overhead_s) / few, _RUN_S / _MOST_COPIES)
         count = math.ceil(_RUN_S / one_s)
         if count <= _PROBED_COPIES[-1]:
             break
     return min(count, most)
 
 
-def _right(candidate: Candidate, threads: int) -> bool:
+def _right(candidate: Candidate, runtime: Runtime, threads: int) -> bool:
     """Whether the runtime answers what a candidate expects, where it expects something."""
     if candidate.expected is None:
         return True
-    (answer,) = session(candidate.model.SerializeToString(), threads).run(None, candidate.feeds)
+    (answer,) = runtime.run(Given(candidate.model.SerializeToString(), threads), candidate.feeds)
     error = float(np.sqrt(np.mean((answer - candidate.expected) ** 2)))
     return error <= candidate.tolerance * float(np.sqrt(np.mean(candidate.expected**2)))
 
 
-def _runs(kernel: Kernel, threads: int, timer: Timer) -> bool:
+def _runs(kernel: Kernel, runtime: Runtime, threads: int) -> bool:
     """Whether the runtime takes a kernel as it is written."""
     try:
-        run_time([kernel], 1, threads, timer, 0.0)
-    except RUNTIME_ERRORS:
+        run_time([kernel], 1, runtime, threads, 0.0)
+    except RefusedError:
         return False
     return True
 
 
 def prepare(
-    op: Operator, precision: Precision, form: Int8Form, seed: int, threads: int, timer: Timer, realisation: str = ""
+    op: Operator, precision: Precision, form: Int8Form, seed: int, runtime: Runtime, threads: int, realisation: str = ""
 ) -> Kernel:
     """The fastest realisation that answers correctly, the others beside it, or the one named.
 
     Raises `MeasurementError` without one.
     """
     rng = np.random.default_rng([seed, zlib.crc32(f"{key(op)}@{precision}".encode())])
-    right = [one for one in candidates(op, precision, form, rng) if _right(one, threads)]
-    kernels = [executed_kernel(op, candidate, threads) for candidate in right]
+    right = [one for one in candidates(op, precision, form, rng) if _right(one, runtime, threads)]
+    kernels = [executed_kernel(op, candidate, runtime, threads) for candidate in right]
     found = [kernel for kernel in kernels if realisation in ("", kernel.realisation)]
     if not found:
         raise MeasurementError(
@@ -274,11 +265,11 @@ def prepare(
             "leave it out or measure from the start with another version of onnxruntime"
         )
     if len(found) > 1:
-        found = [kernel for kernel in found if _runs(kernel, threads, timer)] or found
+        found = [kernel for kernel in found if _runs(kernel, runtime, threads)] or found
     if len(found) == 1:
         return found[0]
-    count = min(copies_for(kernel, 0.0, threads, timer) for kernel in found)
-    tried = [(run_time([kernel], count, threads, timer, _CHOICE_S), kernel) for kernel in found]
+    count = min(copies_for(kernel, 0.0, runtime, threads) for kernel in found)
+    tried = [(run_time([kernel], count, runtime, threads, _CHOICE_S), kernel) for kernel in found]
     best_s, fastest = min(tried, key=lambda trial: trial[0])
     slower = {kernel.realisation: run_s / best_s for run_s, kernel in tried}
     slower.pop(fastest.realisation)

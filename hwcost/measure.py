@@ -26,8 +26,9 @@ from hwcost.graph import supported_precisions
 from hwcost.journal import Batch, Conditions, Journal
 from hwcost.ops import INT8, Operator, Precision
 from hwcost.profiles import Int8Form, Machine, Profile, Realisation, Row
+from hwcost.runtime import Here, Runtime
 from hwcost.sampling import sampled_requests
-from hwcost.timing import InProcess, Request, Survey, Take, Task, Timings
+from hwcost.timing import Request, Survey, Take, Task, Timings
 from hwcost.units import format_seconds
 from hwcost.whole import WholeNetwork, time_network, whole_networks
 
@@ -144,7 +145,7 @@ def measure_operators(
             passes,
             budget_s,
             skip_unsupported,
-            take or InProcess().take,
+            take or Timings().take,
             clock or RealClock(),
         )
         if progress is not None:
@@ -362,16 +363,17 @@ def profile_machine(
     journal: Path | None = None,
     progress: Progress | None = None,
     skip_unsupported: bool = False,
-    timings: Timings | None = None,
+    runtime: Runtime | None = None,
+    say: Callable[[str], None] | None = None,
     clock: Clock | None = None,
 ) -> Profile:
     """Measure these operators, at every precision that has a kernel or at those of `precisions` that have one.
 
     `sampled` stand for those of other networks, and are measured on the kernels too that a runtime chooses for these;
     `widen` adds more of them while the budget lasts. `exact` is measured just so. So many random `networks` are run
-    whole, before and after, and their kernels measured. Timings of kernels are taken in this process unless `timings`
-    says where. Raises like `measure_operators`, and `UnsupportedPrecisionError` where no operator has any of
-    `precisions`.
+    whole, before and after, and their kernels measured. All that is timed runs in `runtime`, by default in this
+    process; `say` tells what is waited for. Raises like `measure_operators`, and `UnsupportedPrecisionError` where no
+    operator has any of `precisions`.
     """
 
     def wanted(precision: Precision) -> bool:
@@ -383,7 +385,8 @@ def profile_machine(
             f"a profile measures precisions that have a kernel, got {', '.join(map(str, precisions or ()))} for "
             f"{len(operators)} operators that have none of these: measure w8a8, narrower weights run on its kernels"
         )
-    clock, timings = clock or RealClock(), timings or InProcess()
+    clock, runtime = clock or RealClock(), runtime or Here()
+    timings = Timings(runtime, say or (lambda text: None), clock.sleep)
     began_s = clock.now()
     site = timings.survey(Survey(threads=threads, seed=seed))
     hardware = hardware_of(site.machine, site.int8_form)
@@ -393,9 +396,9 @@ def profile_machine(
 
     with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
         whole: list[tuple[WholeNetwork, list[float], float]] = []
-        for network in whole_networks(Path(folder), networks, seed):
+        for network in whole_networks(Path(folder), networks, seed, runtime):
             start_s = clock.now()
-            whole.append((network, [time_network(network, threads, seed)], clock.now() - start_s))
+            whole.append((network, [time_network(network, threads, seed, runtime)], clock.now() - start_s))
             if progress is not None:
                 progress(len(whole), 2 * networks, f"whole networks: {network.name}")
         again_s = _WHOLE_PASSES * sum(took_s for _, _, took_s in whole)
@@ -422,7 +425,7 @@ def profile_machine(
         )
         for _ in range(_WHOLE_PASSES):
             for network, samples_s, _ in whole:
-                samples_s.append(time_network(network, threads, seed))
+                samples_s.append(time_network(network, threads, seed, runtime))
     return Profile(
         device=device,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -1,10 +1,10 @@
 """Reading an ONNX model as the operators that the runtime really executes.
 
 What costs time is not the graph in the file but the one the runtime makes of it, so the runtime optimises it first:
-`executed` is the graph of this machine, blocked layouts and all; `portable` stops before layouts, for a device that is
-not here. Every tensor's shape and type come from one run of the optimised graph, since its own dialects
-(`com.microsoft`, `com.microsoft.nchwc`) carry none. Nodes then become operators, shapes in NCHW words whatever the
-layout in memory. A node that is no known operator is named, never left out.
+`executed` is the graph of the machine that runs it, blocked layouts and all; `portable` stops before layouts, for a
+device that is not at hand. Every tensor's shape and type come from one run of the optimised graph, since its own
+dialects (`com.microsoft`, `com.microsoft.nchwc`) carry none. Nodes then become operators, shapes in NCHW words whatever
+the layout in memory. A node that is no known operator is named, never left out.
 """
 
 import tempfile
@@ -19,12 +19,12 @@ from hwcost.limits import bounded_memory
 from hwcost.nodes import Graph, Tensor, map_node
 from hwcost.onnxfile import Feeds, ModelFile, example_feeds, load_model
 from hwcost.ops import Operator, Precision
-from hwcost.runtime import ANY_REFUSAL, run_once, session
+from hwcost.runtime import Given, Here, Runtime
 from hwcost.space import Layer
 
+_REFUSALS: Final[tuple[type[Exception], ...]] = (RuntimeError, MemoryError, OSError)
 Layout = Literal["executed", "portable"]
 
-_REFUSALS: Final[tuple[type[Exception], ...]] = (*ANY_REFUSAL, OSError)
 _LARGE_BYTES: Final = 4096
 """Weights above this stay out of the optimised model, which could hold 2 GB of them; shapes, axes, scales stay in."""
 _MOST_S: Final = 300.0
@@ -49,31 +49,28 @@ class ModelLayers:
         return self.uncovered_elements / max(self.elements, 1)
 
 
-def _optimise(file: ModelFile, layout: Layout, folder: Path) -> ModelFile:
+def _optimise(file: ModelFile, layout: Layout, folder: Path, runtime: Runtime) -> ModelFile:
     """The model that the runtime makes of one, kept in `folder`; raises `ModelError` where it refuses."""
     executed = layout == "executed"
     target = folder / f"{layout}.onnx"
+    weights_file = f"{layout}.weights"
     settings = {
-        "session.optimized_model_external_initializers_file_name": f"{layout}.weights",
+        "session.optimized_model_external_initializers_file_name": weights_file,
         "session.optimized_model_external_initializers_min_size_in_bytes": str(_LARGE_BYTES),
         # Portable int8 activations stay as they are: rewriting them to uint8 is this CPU's preference.
         **({} if executed else {"session.qdqisint8allowed": "1"}),
     }
     try:
-        session(
-            file.data(),
-            optimise="all" if executed else "extended",
-            save_as=target,
-            weights_in=file.folder,
-            settings=settings,
-            most_s=_MOST_S,
+        given = Given(
+            file.data(), optimise="all" if executed else "extended", settings=settings, weights_in=file.folder
         )
+        runtime.optimised(given, target, weights_file, _MOST_S)
         return ModelFile(target, onnx.load(target, load_external_data=False))
     except _REFUSALS as error:
         raise file.refused("reading", error) from None
 
 
-def _observe(file: ModelFile, optimised: ModelFile, feeds: Feeds) -> dict[str, Tensor]:
+def _observe(file: ModelFile, optimised: ModelFile, feeds: Feeds, runtime: Runtime) -> dict[str, Tensor]:
     """Shape and type of every tensor of an optimised model, from running it once as it stands."""
     probe = onnx.ModelProto()
     probe.CopyFrom(optimised.proto)
@@ -84,14 +81,12 @@ def _observe(file: ModelFile, optimised: ModelFile, feeds: Feeds) -> dict[str, T
     names = [name for node in probe.graph.node for name in node.output if name]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
     try:
-        running = session(probe.SerializeToString(), optimise="none", weights_in=optimised.folder)
-        values = run_once(running, feeds, _MOST_S)
+        given = Given(probe.SerializeToString(), optimise="none", weights_in=optimised.folder)
+        found = runtime.shapes(given, feeds, _MOST_S)
     except _REFUSALS as error:
         raise file.refused("running once, to see its shapes,", error) from None
     tensors = {name: Tensor(value.shape, value.dtype.name) for name, value in feeds.items()}
-    for name, value in values.items():
-        if value.is_tensor():
-            tensors[name] = Tensor(tuple(value.shape()), _type_name(value.element_type()))
+    tensors.update((name, Tensor(shape, _type_name(kind))) for name, (kind, shape) in found.items())
     for constant in optimised.proto.graph.initializer:
         tensors[constant.name] = Tensor(tuple(constant.dims), _type_name(constant.data_type))
     return tensors
@@ -110,10 +105,10 @@ def _elements(graph: Graph, node: onnx.NodeProto) -> int:
     return sum(graph.tensors[name].elements for name in names)
 
 
-def _origins(file: ModelFile, feeds: Feeds, folder: Path) -> dict[str, Operator]:
+def _origins(file: ModelFile, feeds: Feeds, folder: Path, runtime: Runtime) -> dict[str, Operator]:
     """Output name -> first operator of every node that the portable graph makes."""
-    portable = _optimise(file, "portable", folder)
-    graph = Graph(portable.proto, _observe(file, portable, feeds), {}, portable=True)
+    portable = _optimise(file, "portable", folder, runtime)
+    graph = Graph(portable.proto, _observe(file, portable, feeds, runtime), {}, portable=True)
     mapped = ((node, _operators(graph, node)) for node in portable.proto.graph.node)
     return {node.output[0]: layers[0][0] for node, layers in mapped if layers}
 
@@ -127,21 +122,26 @@ def _operators(graph: Graph, node: onnx.NodeProto) -> tuple[Layer, ...] | None:
 
 
 def read_model(
-    path: Path, *, shapes: Mapping[str, tuple[int, ...]] | None = None, layout: Layout = "executed"
+    path: Path,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    layout: Layout = "executed",
+    runtime: Runtime | None = None,
 ) -> ModelLayers:
     """The operators that a model executes, in order; `layout` as this module's head says.
 
-    `shapes` gives sizes for the inputs that the file leaves open. Every tensor between the nodes is held at once; what
-    does not fit into the memory that is free is a `ModelError`, as is all that is wrong with the model.
+    `shapes` gives sizes for the inputs that the file leaves open; `runtime` executes it, by default this process. Every
+    tensor between the nodes is held at once; what does not fit into the memory that is free here is a `ModelError`, as
+    is all that is wrong with the model.
     """
-    file = load_model(path, shapes)
+    file, runtime = load_model(path, shapes), runtime or Here()
     with tempfile.TemporaryDirectory(prefix="hwcost-") as name, bounded_memory():
         folder = Path(name)
-        optimised = _optimise(file, layout, folder)
+        optimised = _optimise(file, layout, folder, runtime)
         feeds = example_feeds(file, seed=0)
         blocked = any(node.domain == "com.microsoft.nchwc" for node in optimised.proto.graph.node)
-        origins = _origins(file, feeds, folder) if blocked else {}
-        graph = Graph(optimised.proto, _observe(file, optimised, feeds), origins, layout == "portable")
+        origins = _origins(file, feeds, folder, runtime) if blocked else {}
+        graph = Graph(optimised.proto, _observe(file, optimised, feeds, runtime), origins, layout == "portable")
     layers: list[tuple[str, Operator, Precision]] = []
     uncovered: list[str] = []
     lost = total = 0

@@ -157,6 +157,13 @@ def _is_text(message: Message) -> bool:
     return True
 
 
+def weight_files(model: bytes) -> set[str]:
+    """The files beside a serialised model in which it has weights."""
+    tensors = (one for one in _messages(onnx.ModelProto.FromString(model)) if isinstance(one, onnx.TensorProto))
+    outside = (one for one in tensors if one.data_location == onnx.TensorProto.EXTERNAL)
+    return {entry.value for one in outside for entry in one.external_data if entry.key == "location"}
+
+
 def _check_weights(file: ModelFile) -> None:
     """Weights in other files are there, whole, and in the model's own folder; raises `ModelError`."""
     for tensor in _messages(file.proto):

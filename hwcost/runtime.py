@@ -1,128 +1,174 @@
-"""The one door to onnxruntime: sessions that are the same everywhere, the stopwatch, and its refusals as our errors."""
+"""onnxruntime as the rest of the package sees it: here, or wherever an agent runs; its refusals as our errors.
 
-import logging
-import math
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+`Runtime` is what measuring and reading models need of it. `Here` is this process; `hwcost.pipe` has the one in another
+process or on another machine. Both do the same work by the same code, `hwcost.agent`.
+"""
+
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, NamedTuple, Protocol
 
+import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
+from hwcost.agent import (
+    Limit,
+    Optimise,
+    Timer,
+    UnfedError,
+    any_refusal,
+    minimum_time,
+    own_copy,
+    runtime_errors,
+    session,
+    shapes_of,
+    shortest_run,
+)
 from hwcost.errors import HwcostError, MeasurementError
 from hwcost.limits import within
+from hwcost.machine import Facts, facts_here
 
-Timer = Callable[[Callable[[], object], float], float]
-"""`timer(run, seconds)`: the duration in seconds of the shortest call of `run`, tried for about that long."""
+Array = npt.NDArray[Any]
 
-RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
-    *(
-        getattr(runtime, name)
-        for name in (
-            "Fail",
-            "InvalidArgument",
-            "InvalidGraph",
-            "NotImplemented",
-            "RuntimeException",
-            "EPFail",
-            "NoSuchFile",
-            "NoModel",
-            "InvalidProtobuf",
-        )
-    ),
-    UnicodeDecodeError,  # of a message that quotes a damaged name
-)
+RUNTIME_ERRORS: Final = runtime_errors()
 """What the runtime raises when it refuses a model or an input."""
 
-ANY_REFUSAL: Final[tuple[type[Exception], ...]] = (*RUNTIME_ERRORS, RuntimeError, MemoryError)
-"""Those, and what it raises where it runs out of memory or has an output that is no array of numpy's."""
 
-Optimise = Literal["all", "extended", "none"]
-"""What the runtime makes of a graph: everything, blocked layouts included; fusions only; nothing."""
-
-INT8_STYLES: Final = {"u8s8 per channel": ("u8", "s8"), "s8s8": ("s8", "s8"), "u8u8": ("u8", "u8")}
-"""How quantisation tools write int8 networks: number formats of activations and weights. The second is the default of
-the runtime's own tool, the first what it advises for x86."""
-_LEVELS: Final = {
-    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
-_LEAST_RUNS: Final = 3
+class RefusedError(RuntimeError):
+    """What onnxruntime said when it refused a model or an input."""
 
 
-def session(
-    model: bytes | str | Path,
-    threads: int = 1,
-    *,
-    optimise: Optimise = "all",
-    save_as: Path | None = None,
-    weights_in: Path | None = None,
-    weights: Mapping[str, npt.NDArray[Any]] | None = None,
-    settings: Mapping[str, str] | None = None,
-    most_s: float | None = None,
-) -> onnxruntime.InferenceSession:
-    """A CPU session of a serialised model or a file, the same everywhere: sequential, spinning as by default, silent.
+class EndedError(RuntimeError):
+    """The process in which onnxruntime ran gives no answer; the text says how it ended."""
 
-    The runtime logs and prints nothing: what it refuses arrives as one of `RUNTIME_ERRORS`. `save_as` keeps the
-    optimised model there; `weights_in` is the folder of those weights of a serialised model that lie in files of their
-    own, `weights` are such weights in memory, which have to outlive the session; `settings` are further session
-    configuration entries; after `most_s` a `TimeoutError` is raised.
+
+class UnusableError(MeasurementError):
+    """There is no process in which onnxruntime runs, and none can be had."""
+
+
+class Weights(NamedTuple):
+    """A constant handed over beside a model: an array, with other first elements for every number but 0."""
+
+    base: Array
+    number: int = 0
+
+    @property
+    def value(self) -> Array:
+        return own_copy(self.base, self.number)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model to be run: its bytes or its file, and how. `weights_in` is the folder of weights in files of their own,
+    `weights` are those in memory."""
+
+    model: bytes | Path
+    threads: int = 1
+    optimise: Optimise = "all"
+    settings: Mapping[str, str] | None = None
+    weights: Mapping[str, Weights] | None = None
+    weights_in: Path | None = None
+
+
+class Runtime(Protocol):
+    """onnxruntime somewhere.
+
+    A model that it refuses is a `RefusedError` (a `MemoryError` where memory runs out, a `TimeoutError` after
+    `most_s`), a process that ends an `EndedError`; then the next call has a new one, or is an `UnusableError`.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    if weights_in is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_in))
-    for name, value in (settings or {}).items():
-        options.add_session_config_entry(name, value)
-    options.graph_optimization_level = _LEVELS[optimise]
-    if save_as is not None:
-        options.optimized_model_filepath = str(save_as)
-    if weights:
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
-        options.add_external_initializers(list(weights), values)
-    source = str(model) if isinstance(model, Path) else model
-    make = partial(onnxruntime.InferenceSession, source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    if most_s is None:
-        return make()
-    return within(most_s, make, stop=partial(options.set_load_cancellation_flag, True))
+
+    def facts(self) -> Facts:
+        """What the system there tells of itself now."""
+
+    def renew(self) -> None:
+        """What follows runs in a new process, where there are processes."""
+
+    def optimised(self, given: Given, target: Path, weights_file: str = "", most_s: float | None = None) -> None:
+        """Write the model that the runtime makes of one to `target`, here, and `weights_file`, if `given.settings`
+        name one, beside it."""
+
+    def run(self, given: Given, feeds: Mapping[str, Array]) -> list[Array]:
+        """Every output of one run."""
+
+    def shapes(
+        self, given: Given, feeds: Mapping[str, Array], most_s: float | None = None
+    ) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """ONNX element type and shape of every output that is a tensor, from one run."""
+
+    def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
+        """Seconds of the shortest run, tried for about `seconds` in a session of its own."""
 
 
-def run_once(
-    running: onnxruntime.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], most_s: float
-) -> dict[str, onnxruntime.OrtValue]:
-    """Every output by its name, of any type, left in the runtime's memory; `TimeoutError` after `most_s`."""
-    options = onnxruntime.RunOptions()
-    options.log_severity_level = 4
-    outputs = [value.name for value in running.get_outputs()]
-    given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
-    run = partial(running.run_with_ort_values, outputs, given, options)
-    values = within(most_s, run, stop=partial(setattr, options, "terminate", True))
-    return dict(zip(outputs, values, strict=True))
+@contextmanager
+def _refused() -> Iterator[None]:
+    """The runtime's exceptions as `Runtime` promises them."""
+    try:
+        yield
+    except UnfedError as error:
+        raise MeasurementError(str(error)) from None
+    except MemoryError:
+        raise
+    except any_refusal() as error:
+        raise RefusedError(str(error)) from error
 
 
-def minimum_time(run: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The shortest of repeated calls, in seconds: one to warm up, then as many as fit in `seconds`, three at least."""
-    run()
-    best, runs, now = math.inf, 0, clock()
-    deadline = now + seconds
-    while runs < _LEAST_RUNS or now < deadline:
-        start = clock()
-        run()
-        now = clock()
-        best = min(best, now - start)
-        runs += 1
-    return best
+def _limit(most_s: float | None) -> Limit | None:
+    return None if most_s is None else partial(within, most_s)
+
+
+@dataclass(frozen=True)
+class Here:
+    """The runtime in this process, with a stopwatch of one's own where wanted."""
+
+    timer: Timer = minimum_time
+
+    def facts(self) -> Facts:
+        return facts_here()
+
+    def renew(self) -> None:
+        """There is one process."""
+
+    def _session(self, given: Given, **more: Any) -> tuple[Any, dict[str, Array]]:
+        """A session, and its weights, which have to outlive it."""
+        weights = {name: one.value for name, one in (given.weights or {}).items()}
+        running = session(
+            given.model,
+            given.threads,
+            optimise=given.optimise,
+            settings=given.settings,
+            weights=weights,
+            weights_in=given.weights_in,
+            **more,
+        )
+        return running, weights
+
+    def optimised(self, given: Given, target: Path, weights_file: str = "", most_s: float | None = None) -> None:
+        with _refused():
+            self._session(given, save_as=target, limit=_limit(most_s))
+
+    def run(self, given: Given, feeds: Mapping[str, Array]) -> list[Array]:
+        with _refused():
+            running, _ = self._session(given)
+            answers = running.run(None, dict(feeds))
+        if not all(isinstance(answer, np.ndarray) for answer in answers):
+            raise RefusedError("an output is no array")
+        return list(answers)
+
+    def shapes(
+        self, given: Given, feeds: Mapping[str, Array], most_s: float | None = None
+    ) -> dict[str, tuple[int, tuple[int, ...]]]:
+        with _refused():
+            running, _ = self._session(given)
+            found = shapes_of(running, feeds, _limit(most_s))
+            return {name: (kind, tuple(shape)) for name, (kind, shape) in found.items()}
+
+    def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
+        with _refused():
+            running, _ = self._session(given)
+            return shortest_run(running, feeds, seconds, self.timer)
 
 
 @contextmanager
@@ -132,7 +178,12 @@ def refusals(what: str) -> Iterator[None]:
         yield
     except HwcostError:
         raise
-    except ANY_REFUSAL as error:
+    except EndedError as error:
+        raise MeasurementError(
+            f"what is measured must run to its end, the process that ran {what} {error}: "
+            "leave it out or use another version of onnxruntime"
+        ) from error
+    except any_refusal() as error:
         reason = " ".join(str(error).split())[:300]
         raise MeasurementError(
             f"onnxruntime must be able to run what is measured, it refused {what}: {reason}: "
@@ -142,66 +193,23 @@ def refusals(what: str) -> Iterator[None]:
 
 def time_model(
     model: bytes | str | Path,
-    feeds: Mapping[str, npt.NDArray[Any]],
+    feeds: Mapping[str, Array],
     *,
     threads: int = 1,
     seconds: float = 1.0,
     passes: int = 3,
     weights_in: Path | None = None,
+    runtime: Runtime | None = None,
 ) -> tuple[float, tuple[float, ...]]:
     """End-to-end seconds of one `run()` of a model: the minimum over passes, each in a fresh session, and the passes.
 
-    `seconds` is spent in all; `weights_in` as in `session`. Raises `MeasurementError` where the runtime refuses the
-    model.
+    `seconds` is spent in all; `weights_in` is the folder of those weights of a serialised model that lie in files of
+    their own; `runtime` runs it, by default this process. Raises `MeasurementError` where it refuses the model.
     """
     if passes < 1:
         raise MeasurementError(f"a timing has at least one pass, got passes={passes}: ask for more")
-    samples: list[float] = []
-    with refusals(str(model) if isinstance(model, str | Path) else "the model"):
-        for _ in range(passes):
-            running = session(model, threads, weights_in=weights_in)
-            missing = [one.name for one in running.get_inputs() if one.name not in feeds]
-            if missing:
-                raise MeasurementError(
-                    f"a timed model is fed every one of its inputs, got none for {', '.join(missing)}: feed them"
-                )
-            samples.append(minimum_time(partial(running.run, None, dict(feeds)), seconds / passes))
-    return min(samples), tuple(samples)
-
-
-def quantised(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[Any]], style: str) -> onnx.ModelProto:
-    """The model with int8 weights and activations, calibrated on `feeds`, between Q/DQ pairs as the runtime's own tool
-    writes them; `style` is one of `INT8_STYLES`."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Once(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._left = iter([dict(feeds)])
-
-        def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
-            return next(self._left, None)
-
-    activations, weights = INT8_STYLES[style]
-    kinds = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
-    with tempfile.TemporaryDirectory(prefix="hwcost-") as folder, _quiet_logs():
-        target = Path(folder) / "int8.onnx"
-        quantize_static(
-            model,
-            str(target),
-            Once(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=style.endswith("per channel"),
-            activation_type=kinds[activations],
-            weight_type=kinds[weights],
-        )
-        return onnx.load(target)
-
-
-@contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """The quantisation tool advises steps for models other than ours, through the root logger."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
+    given = Given(Path(model) if isinstance(model, str) else model, threads, weights_in=weights_in)
+    runtime = runtime or Here()
+    with refusals("the model" if isinstance(model, bytes) else str(model)):
+        samples = tuple(runtime.shortest_s(given, feeds, seconds / passes) for _ in range(passes))
+    return min(samples), samples

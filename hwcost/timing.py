@@ -1,28 +1,31 @@
 """One timing: a task says what to run, a timing how long it took. Nothing here knows of passes, profiles or budgets.
 
-Tasks and timings are plain documents, so that another process, or another machine, can do the work.
+Timings are plain documents, kept in a journal. Graphs are built here; what runs them may be another process or another
+machine.
 """
 
+import time
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Annotated, Final, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from hwcost.errors import HwcostError
 from hwcost.int8form import choose_int8_form
-from hwcost.kernels import copies_for, prepare, run_time
-from hwcost.machine import detect_machine, quietness
+from hwcost.kernels import Kernel, copies_for, prepare, run_time
+from hwcost.machine import cool_down, detect_machine, quietness
 from hwcost.ops import INT8, Operator, Precision, key
 from hwcost.profiles import Int8Form, Machine, PrecisionField
-from hwcost.runtime import Timer, minimum_time, refusals
+from hwcost.runtime import EndedError, Here, Runtime, UnusableError, refusals
 
 Request = tuple[Operator, Precision]
 
 _PASS_S: Final = 0.010
 """How long the runs of one timing last in all."""
-_KEPT_KERNELS: Final = 64
+_KEPT_KERNELS: Final = 1024
+_KEPT_BYTES: Final = 2**27
 """Enough for what is timed again and again, which every row leans on."""
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -99,50 +102,74 @@ Take = Callable[[Task], Timing]
 """Does one task; what the runtime refuses is said in the timing, not raised."""
 
 
-class Timings(Protocol):
-    """Where timings come from: this process, or others."""
+def _nobody(text: str) -> None:
+    """Hears what is said."""
+
+
+@dataclass
+class Timings:
+    """Timings by the stopwatch of a runtime, in this process unless another one is given.
+
+    Tasks of different stages run in different processes, where the runtime has any, and the machine is cool when one
+    begins; `say` tells what is waited for.
+    """
+
+    runtime: Runtime = field(default_factory=Here)
+    say: Callable[[str], None] = _nobody
+    sleep: Callable[[float], None] = time.sleep
+    _stage: int | None = None
+    _kept: OrderedDict[tuple[object, ...], Kernel] = field(default_factory=OrderedDict)
 
     def take(self, task: Task) -> Timing:
-        """Do one task; what the runtime refuses is said in the timing, not raised."""
-
-    def survey(self, wanted: Survey) -> Site:
-        """What is to be known before measuring; raises `MeasurementError` where no int8 kernel is exact."""
-
-
-@dataclass(frozen=True)
-class InProcess:
-    """Timings by a stopwatch in this process."""
-
-    timer: Timer = minimum_time
-
-    def take(self, task: Task) -> Timing:
+        """One timing; what the runtime refuses, or what ends its process twice, is said in it. Raises
+        `UnusableError` where none starts."""
+        if self._stage not in (None, task.stage):
+            self.runtime.renew()
+            cool_down(self.runtime.facts, self.say, self.sleep)
+        self._stage = task.stage
         try:
             with refusals(task.label):
-                return _timed(task, self.timer)
+                try:
+                    return self._timed(task)
+                except EndedError:
+                    return self._timed(task)
+        except UnusableError:
+            raise
         except HwcostError as error:
             return Timing(point=task.point, stage=task.stage, refused=str(error))
 
     def survey(self, wanted: Survey) -> Site:
-        machine, warnings = detect_machine(wanted.threads), quietness()
-        form = choose_int8_form(threads=wanted.threads, seed=wanted.seed, timer=self.timer)
-        return Site(machine=machine, warnings=warnings, int8_form=form)
+        """What is to be known before measuring; raises `MeasurementError` where no int8 kernel is exact."""
+        facts = cool_down(self.runtime.facts, self.say, self.sleep)
+        warnings = quietness(facts)
+        for warning in warnings:
+            self.say(warning)
+        form = choose_int8_form(self.runtime, threads=wanted.threads, seed=wanted.seed)
+        return Site(machine=detect_machine(wanted.threads, facts), warnings=warnings, int8_form=form)
 
+    def _timed(self, task: Task) -> Timing:
+        kernels = [self._prepared(task, *request) for request in task.requests]
+        count = task.copies or copies_for(kernels[0], task.overhead_s, self.runtime, task.threads)
+        return Timing(
+            point=task.point,
+            stage=task.stage,
+            run_s=run_time(kernels, count, self.runtime, task.threads, _PASS_S),
+            copies=count,
+            realisation=kernels[0].realisation,
+            native=kernels[0].native,
+            others=kernels[0].others,
+        )
 
-_prepared = lru_cache(_KEPT_KERNELS)(prepare)
-
-
-def _timed(task: Task, timer: Timer) -> Timing:
-    kernels = [
-        _prepared(op, precision, task.int8_form, task.seed, task.threads, timer, task.realisation)
-        for op, precision in task.requests
-    ]
-    count = task.copies or copies_for(kernels[0], task.overhead_s, task.threads, timer)
-    return Timing(
-        point=task.point,
-        stage=task.stage,
-        run_s=run_time(kernels, count, task.threads, timer, _PASS_S),
-        copies=count,
-        realisation=kernels[0].realisation,
-        native=kernels[0].native,
-        others=kernels[0].others,
-    )
+    def _prepared(self, task: Task, op: Operator, precision: Precision) -> Kernel:
+        about = (op, precision, task.int8_form, task.seed, task.threads)
+        kernel = self._kept.get((*about, task.realisation))
+        if kernel is None:
+            kernel = prepare(
+                op, precision, task.int8_form, task.seed, self.runtime, task.threads, realisation=task.realisation
+            )
+            self._kept[*about, kernel.realisation] = replace(kernel, others={})
+        self._kept[*about, task.realisation] = kernel
+        self._kept.move_to_end((*about, task.realisation))
+        while sum(one.size_bytes for one in self._kept.values()) > _KEPT_BYTES or len(self._kept) > _KEPT_KERNELS:
+            self._kept.popitem(last=False)
+        return kernel

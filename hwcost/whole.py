@@ -11,7 +11,8 @@ from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.prior.networks import random_network
 from hwcost.profiles import Network, Part
-from hwcost.runtime import INT8_STYLES, quantised, time_model
+from hwcost.quantising import INT8_STYLES, quantised
+from hwcost.runtime import Runtime, time_model
 from hwcost.space import Layer
 
 _MOST_NETWORKS: Final = 16
@@ -23,7 +24,7 @@ _TIME_S: Final = 0.25
 
 @dataclass(frozen=True)
 class WholeNetwork:
-    """A network on disk, and the kernels that this machine executes for it, in order."""
+    """A network on disk, and the kernels that a machine executes for it, in order."""
 
     name: str
     path: Path
@@ -47,27 +48,28 @@ def affordable_networks(budget_s: float) -> int:
     return count if count >= _LEAST_NETWORKS else 0
 
 
-def whole_networks(folder: Path, count: int, seed: int) -> Iterator[WholeNetwork]:
-    """`count` random networks in float, and each in int8 in one of the usual styles; written to `folder`."""
+def whole_networks(folder: Path, count: int, seed: int, runtime: Runtime) -> Iterator[WholeNetwork]:
+    """`count` random networks in float, and each in int8 in one of the usual styles, as `runtime` executes them;
+    written to `folder`."""
     for index in range(count):
         model = random_network(seed, index)
         name = f"network {seed}/{index}"
         path = folder / f"{index}.onnx"
         write_atomically(path, model.SerializeToString())
-        yield _read(f"{name} float", path)
+        yield _read(f"{name} float", path, runtime)
         style = tuple(INT8_STYLES)[index % len(INT8_STYLES)]
         narrow = folder / f"{index}.int8.onnx"
         write_atomically(narrow, quantised(model, example_feeds(load_model(path), seed), style).SerializeToString())
-        yield _read(f"{name} int8 {style}", narrow)
+        yield _read(f"{name} int8 {style}", narrow, runtime)
 
 
-def _read(name: str, path: Path) -> WholeNetwork:
-    found = read_model(path)
+def _read(name: str, path: Path, runtime: Runtime) -> WholeNetwork:
+    found = read_model(path, runtime=runtime)
     return WholeNetwork(name, path, tuple((op, precision) for _, op, precision in found.layers))
 
 
-def time_network(network: WholeNetwork, threads: int, seed: int) -> float:
+def time_network(network: WholeNetwork, threads: int, seed: int, runtime: Runtime) -> float:
     """Seconds of one call, the minimum of one pass in a session of its own."""
     feeds = example_feeds(load_model(network.path), seed)
-    latency_s, _ = time_model(network.path, feeds, threads=threads, seconds=_TIME_S, passes=1)
+    latency_s, _ = time_model(network.path, feeds, threads=threads, seconds=_TIME_S, passes=1, runtime=runtime)
     return latency_s

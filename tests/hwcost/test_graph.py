@@ -9,12 +9,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from hwcost.agent import session
 from hwcost.errors import UnsupportedPrecisionError
 from hwcost.graph import Candidate, candidates, other_kernels, supported_precisions
 from hwcost.int8form import integer_convolution
 from hwcost.kernels import Kernel, copies, executed_kernel
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
-from hwcost.runtime import session
+from hwcost.runtime import Given, Here
 
 _CONVOLUTIONS = [
     Conv.square(8, 12, 6, 3),
@@ -79,8 +80,7 @@ def _copy_answers(kernel: Kernel, count: int) -> list[npt.NDArray[Any]]:
     last = [node for node in model.graph.node if node.name.endswith(f"/{len(kernel.nodes) - 1}")]
     del model.graph.output[:]
     model.graph.output.extend(helper.make_empty_tensor_value_info(node.output[0]) for node in last)
-    running = session(model.SerializeToString(), optimise="none", weights=weights)
-    return [np.asarray(answer) for answer in running.run(None, feeds)]
+    return Here().run(Given(model.SerializeToString(), optimise="none", weights=weights), feeds)
 
 
 def _naive_convolution(candidate: Candidate, op: Conv) -> npt.NDArray[np.int64]:
@@ -132,7 +132,7 @@ def test_packed_weights_mean_what_the_float_product_says(bits: int) -> None:
 def test_every_copy_of_an_executed_kernel_computes_the_operator(op: Operator, precision: Precision) -> None:
     candidate = _first(op, precision)
     whole = _answer(candidate)
-    kernel = executed_kernel(op, candidate)
+    kernel = executed_kernel(op, candidate, Here())
     answers = _copy_answers(kernel, 3)
     assert len(answers) == 3
     weighted = any(len(tensor.dims) > 1 for tensor in kernel.constants.values())
@@ -147,7 +147,7 @@ def test_every_copy_of_an_executed_kernel_computes_the_operator(op: Operator, pr
 
 def test_int8_convolutions_are_timed_without_their_transposes() -> None:
     op = Conv.square(8, 12, 6, 3)
-    kernel = executed_kernel(op, _first(op, INT8))
+    kernel = executed_kernel(op, _first(op, INT8), Here())
     assert kernel.realisation == "QLinearConv u8u8"
     (answer,) = _copy_answers(kernel, 1)
     np.testing.assert_array_equal(answer.transpose(0, 3, 1, 2), _answer(_first(op, INT8)))

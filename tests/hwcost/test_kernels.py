@@ -10,15 +10,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from hwcost.agent import session
 from hwcost.graph import candidates, other_kernels, supported_precisions
 from hwcost.kernels import HELD_ELEMENTS, Kernel, copies, executed_kernel, held_outputs, prepare
 from hwcost.measure import measure_operators
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Precision, bytes_moved
 from hwcost.prior import FAMILIES
 from hwcost.profiles import Int8Form, Machine
-from hwcost.runtime import RUNTIME_ERRORS, minimum_time, session
+from hwcost.runtime import RUNTIME_ERRORS, Here
 from hwcost.sampling import family_streams
-from hwcost.timing import InProcess, Task, Timing
+from hwcost.timing import Task, Timing, Timings
 
 CONV = Conv.square(16, 24, 8, 3)
 LARGE = Conv.square(64, 64, 6, 3)
@@ -41,16 +42,17 @@ COUNT = 7
 
 
 def kernel_of(op: Operator, precision: Precision, form: Int8Form = "u8u8") -> Kernel:
-    return executed_kernel(op, candidates(op, precision, form, np.random.default_rng(0))[0])
+    return executed_kernel(op, candidates(op, precision, form, np.random.default_rng(0))[0], Here())
 
 
 class Copies:
     """`count` copies of a kernel: the model, what is fed, and every constant by its name."""
 
     def __init__(self, kernel: Kernel, count: int = COUNT) -> None:
-        self.data, self.feeds, self.weights = copies([kernel], count)
+        self.data, self.feeds, weights = copies([kernel], count)
+        self.weights = {name: one.value for name, one in weights.items()}
         self.graph = onnx.load_from_string(self.data).graph
-        beside = {name: np.asarray(value) for name, value in self.weights.items()}
+        beside = self.weights
         inside = [one for one in self.graph.initializer if one.name not in beside]
         self.constants = {one.name: numpy_helper.to_array(one) for one in inside} | beside
         self.nodes = [node for node in self.graph.node if node.name]
@@ -121,7 +123,7 @@ def test_a_reorder_is_of_the_blocks_that_this_machine_has(channels: int) -> None
     if not conv.realisation.startswith("nchwc"):
         pytest.skip("no blocked layouts on this machine")
     padded = max(tensor.dims[0] for tensor in conv.constants.values())
-    reorder = prepare(Boundary("reorder_output", (1, channels, 4, 4)), FLOAT, "u8u8", 0, 1, minimum_time)
+    reorder = prepare(Boundary("reorder_output", (1, channels, 4, 4)), FLOAT, "u8u8", 0, Here(), 1)
     (array,) = reorder.inputs.values()
     assert array.shape == (1, padded, 4, 4)
     assert reorder.realisation == f"nchwc.ReorderOutput blocks of {8 if padded == channels else 16}"
@@ -215,17 +217,17 @@ def test_kernels_in_turn_keep_their_inputs_and_weights_apart() -> None:
     inputs = {value.name for value in graph.input}
     for one, other in itertools.combinations(range(3), 2):
         assert not read[one] & read[other] & inputs
-    assert session(data, optimise="none", weights=weights).run(None, feeds)
+    assert session(data, optimise="none", weights={name: one.value for name, one in weights.items()}).run(None, feeds)
 
 
 def test_the_fastest_candidate_is_kept_and_the_others_are_recorded_with_its_row() -> None:
     request = (Gemm(1, 64, 32), Precision(4, 32))
     task = Task(point="row", requests=(request,), int8_form="u8u8", seed=0, threads=1)
-    timing = InProcess().take(task)
+    timing = Timings().take(task)
     kept, (other,) = timing.realisation, timing.others
     assert {kept, other} == {f"MatMulNBits 4-bit, accuracy_level{level}" for level in ("=4", " unset")}
     assert timing.others[other] >= 1
-    again = InProcess().take(task.model_copy(update={"realisation": other}))
+    again = Timings().take(task.model_copy(update={"realisation": other}))
     assert (again.realisation, again.others) == (other, {})
 
     def replay(task: Task) -> Timing:

@@ -13,14 +13,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from hwcost.agent import minimum_time
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
 from hwcost.graph import supported_precisions
 from hwcost.machine import detect_machine
 from hwcost.measure import Measurements, measure_operators, profile_machine, settled
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision
 from hwcost.profiles import read_profile, write_profile
-from hwcost.runtime import minimum_time, time_model
-from hwcost.timing import InProcess, Request, Task, Timing
+from hwcost.runtime import Here, time_model
+from hwcost.timing import Request, Task, Timing, Timings
 
 _REQUESTS: list[Request] = [
     (Conv.square(8, 8, 6, 3), INT8),
@@ -97,7 +98,7 @@ def _measure(journal: Path | None, timer: Callable[[Callable[[], object], float]
         passes=2,
         seed=3,
         journal=journal,
-        take=InProcess(timer).take,
+        take=Timings(Here(timer)).take,
         clock=FakeClock(),
     )
 
@@ -376,9 +377,9 @@ def test_what_the_runtime_refuses_is_named_or_listed() -> None:
     requests: list[Request] = [(_REFUSED, FLOAT), _REQUESTS[0]]
     machine = detect_machine()
     with pytest.raises(MeasurementError, match=r"refused pool\(function=max.*\) at w32a32: .*leave it out"):
-        measure_operators(requests, int8_form="u8u8", machine=machine, passes=1, take=InProcess(_brief).take)
+        measure_operators(requests, int8_form="u8u8", machine=machine, passes=1, take=Timings(Here(_brief)).take)
     found = measure_operators(
-        requests, int8_form="u8u8", machine=machine, passes=1, take=InProcess(_brief).take, skip_unsupported=True
+        requests, int8_form="u8u8", machine=machine, passes=1, take=Timings(Here(_brief)).take, skip_unsupported=True
     )
     assert [row.operator for row in found.rows] == [_REQUESTS[0][0]]
     assert len(found.skipped) == 1
@@ -394,7 +395,7 @@ def test_nothing_to_measure_is_an_error(requests: list[Request], passes: int) ->
 
 def test_a_profile_of_this_machine_survives_its_file(tmp_path: Path) -> None:
     operators: list[Operator] = [Gemm(1, 32, 10), Conv.square(8, 8, 6, 3), Elementwise("add", (1, 8, 6, 6))]
-    profile = profile_machine(operators, device="here", passes=1, timings=InProcess(_brief))
+    profile = profile_machine(operators, device="here", passes=1, runtime=Here(_brief))
     assert len(profile.rows) == sum(len(supported_precisions(op)) for op in operators)
     narrow = profile.describe_realisation(operators[1], Precision(4, 8))
     assert (narrow.native, narrow.runs_as) == (False, INT8)

@@ -9,11 +9,12 @@ import pytest
 from onnx import helper
 from onnx_models import Builder, float_model, quantised_model
 
+from hwcost.agent import session
 from hwcost.graph import candidates
 from hwcost.kernels import executed_kernel
 from hwcost.model import Layout, ModelLayers, read_model
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
-from hwcost.runtime import session
+from hwcost.runtime import Here
 from hwcost.space import Layer
 
 MAP = "float32[1,6,8,8]"
@@ -187,7 +188,7 @@ def test_a_node_that_was_read_can_be_built_and_makes_tensors_of_the_same_shape(t
             model.graph.output.extend(helper.make_empty_tensor_value_info(made) for made in names)
             answers = session(model.SerializeToString()).run(None, candidate.feeds)
             assert [(a.shape, str(a.dtype)) for a in answers] == [(t.shape, t.dtype) for t in op.writes]
-            (node,) = executed_kernel(op, candidate).nodes
+            (node,) = executed_kernel(op, candidate, Here()).nodes
             assert (node.op_type, node.domain) == (op.op_type, op.domain)
 
 

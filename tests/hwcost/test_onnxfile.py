@@ -18,6 +18,7 @@ from hwcost.errors import ModelError
 from hwcost.model import ModelLayers, read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import Conv
+from hwcost.runtime import Here
 
 Make = Callable[[onnx.ModelProto], None]
 
@@ -181,11 +182,11 @@ def test_an_optimised_model_keeps_its_weights_out_of_the_protobuf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = float_model(tmp_path / "m.onnx")
-    optimised = hwcost.model._optimise(load_model(path), "executed", tmp_path)
+    optimised = hwcost.model._optimise(load_model(path), "executed", tmp_path, Here())
     assert sum(len(tensor.raw_data) for tensor in optimised.proto.graph.initializer) > 1000
     wanted = read_model(path)
     monkeypatch.setattr(hwcost.model, "_LARGE_BYTES", 1)
-    optimised = hwcost.model._optimise(load_model(path), "executed", tmp_path)
+    optimised = hwcost.model._optimise(load_model(path), "executed", tmp_path, Here())
     assert sum(len(tensor.raw_data) for tensor in optimised.proto.graph.initializer) < 100
     assert sum(weights.stat().st_size for weights in tmp_path.glob("*.weights")) > 1000
     assert read_model(path) == wanted

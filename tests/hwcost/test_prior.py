@@ -6,13 +6,15 @@ import numpy as np
 import onnx
 import pytest
 
+from hwcost.agent import session
 from hwcost.errors import InvalidOperatorError
 from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import FLOAT, PLAIN, Boundary, Conv, Gemm, Node, Precision
 from hwcost.prior import FAMILIES
 from hwcost.prior.networks import random_network
-from hwcost.runtime import INT8_STYLES, session
+from hwcost.quantising import INT8_STYLES
+from hwcost.runtime import Here
 from hwcost.whole import WholeNetwork, affordable_networks, time_network, whole_networks
 
 NETWORKS = range(8)
@@ -74,7 +76,7 @@ def test_a_random_network_is_sound_the_same_for_a_seed_and_runs(tmp_path: Path, 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[WholeNetwork, ...]:
-    return tuple(whole_networks(tmp_path_factory.mktemp("networks"), 3, seed=2))
+    return tuple(whole_networks(tmp_path_factory.mktemp("networks"), 3, 2, Here()))
 
 
 def test_whole_networks_come_in_float_and_in_int8_of_every_style(networks: tuple[WholeNetwork, ...]) -> None:
@@ -95,7 +97,7 @@ def test_whole_networks_come_in_float_and_in_int8_of_every_style(networks: tuple
 
 def test_a_whole_network_keeps_its_kernels_and_how_often_each_runs(networks: tuple[WholeNetwork, ...]) -> None:
     network = networks[0]
-    run_s = time_network(network, threads=1, seed=0)
+    run_s = time_network(network, 1, 0, Here())
     kept = network.measured([run_s])
     assert kept.name == network.name and kept.samples_s == (run_s,) and run_s > 0
     assert sum(part.count for part in kept.parts) == len(network.layers)

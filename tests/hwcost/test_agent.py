@@ -1,0 +1,108 @@
+"""The agent: one file for a board that has Python, numpy and onnxruntime and nothing else."""
+
+import ast
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx_models import float_model
+
+from hwcost import agent
+from hwcost.onnxfile import example_feeds, load_model
+
+BLOCKED = """
+import runpy, sys
+known = {*sys.stdlib_module_names, "numpy", "onnxruntime"}
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in known:
+            raise ImportError(f"{name} is not on the board")
+sys.meta_path.insert(0, Blocked())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def conversation(*heads: dict[str, object], blobs: tuple[bytes, ...] = ()) -> bytes:
+    """The bytes of requests; blobs belong to the last one."""
+    stream = io.BytesIO()
+    for place, head in enumerate(heads):
+        own = blobs if place == len(heads) - 1 else ()
+        listed = [(agent.digest_of(blob), len(blob), True) for blob in own]
+        agent.write_frame(stream, {**head, "blobs": listed}, own)
+    return stream.getvalue()
+
+
+def test_a_board_needs_python_numpy_and_onnxruntime_only(tmp_path: Path) -> None:
+    file = load_model(float_model(tmp_path / "model.onnx"))
+    ((name, feed),) = example_feeds(file, 0).items()
+    timed = {
+        "do": "shortest",
+        "threads": 1,
+        "optimise": "all",
+        "model": 0,
+        "seconds": 0.0,
+        "feeds": {name: {"dtype": "<f4", "shape": feed.shape, "blob": 1}},
+    }
+    requests = conversation({"do": "facts"}, {"do": "load"}, timed, blobs=(file.data(), feed.tobytes()))
+    command = [sys.executable, "-P", "-c", BLOCKED, agent.__file__, agent.ALONE]
+    ran = subprocess.run(command, input=requests, capture_output=True, check=True, timeout=120)
+    ready, facts, loaded, timing = map(json.loads, ran.stdout.splitlines())
+    assert (ready["format"], ready["version"]) == (agent.FORMAT, agent.VERSION)
+    assert facts["answer"]["cores"] >= 1 and loaded["answer"]["onnxruntime"]
+    assert timing["answer"] > 0, timing
+
+
+def test_it_is_written_for_the_python_that_boards_have() -> None:
+    ast.parse(Path(agent.__file__).read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
+def test_what_is_missing_is_named() -> None:
+    code = BLOCKED.replace(', "onnxruntime"', "")
+    command = [sys.executable, "-P", "-c", code, agent.__file__, agent.ALONE]
+    ran = subprocess.run(command, input=conversation({"do": "load"}), capture_output=True, check=True, timeout=120)
+    answer = json.loads(ran.stdout.splitlines()[1])["answer"]
+    assert (answer["missing"], answer["reason"]) == ("onnxruntime", "onnxruntime is not on the board")
+
+
+def test_a_copy_of_weights_is_aligned_and_its_own_in_its_first_elements() -> None:
+    base = np.arange(12, dtype=np.int8).reshape(3, 4)
+    copies = [agent.own_copy(base, number) for number in range(300)]
+    assert all(copy.ctypes.data % 64 == 0 for copy in copies)
+    np.testing.assert_array_equal(copies[0], base)
+    assert len({copy.tobytes() for copy in copies[1:]}) == 299
+    assert all(np.sum(copy != base) <= 2 for copy in copies)
+    scales = np.ones(4, np.float32)
+    np.testing.assert_array_equal(agent.own_copy(scales, 7), scales)
+
+
+def test_both_ends_of_a_pipe_keep_and_forget_the_same_blobs() -> None:
+    store = agent.Store(most_bytes=16_000)
+    blobs = {str(number): bytes(4000) for number in range(5)}
+    store.keep({"small": b"x", "huge": bytes(9000)})
+    assert "small" not in store and "huge" not in store
+    for digest, blob in blobs.items():
+        store.keep({digest: blob})
+        store.keep({"0": blobs["0"]})
+    assert [digest for digest in blobs if digest in store] == ["0", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside"])
+def test_files_of_weights_stay_in_their_folder(tmp_path: Path, name: str) -> None:
+    request = agent.Request({"files": {name: 0}}, [b"weights"])
+    with pytest.raises(ValueError, match="files lie in the folder for them"):
+        request.write_files(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_frame_that_ends_early_is_an_error() -> None:
+    with pytest.raises(EOFError):
+        agent.exactly(io.BytesIO(b"abc"), 4)
+    for line in (b"{}", b"[]\n", b"no JSON\n"):
+        with pytest.raises(ValueError):
+            agent.read_line(io.BytesIO(line))
+    assert agent.read_line(io.BytesIO()) is None
