@@ -140,7 +140,12 @@ def predictors(document: dict[str, Any]) -> str:
         )
         for one in document["by_size"]
     ]
-    networks, profile = document["networks"], document["profile"]
+    single, networks, profile = document["kernels_of_networks"], document["networks"], document["profile"]
+    few = ", ".join(
+        f"{name} {percent(one['within_10'])} of {one['kernels']}"
+        for name, one in single["families"].items()
+        if one["within_10"] < 0.9 and one["kernels"] >= 5
+    )
     noise = sorted(one["noise"] for one in networks)
     fastest, slowest = (pick(min(one["samples_s"]) for one in networks) for pick in (min, max))
     strict = "every kernel predicted"
@@ -161,6 +166,11 @@ def predictors(document: dict[str, Any]) -> str:
             f"Noise floor: the two fastest of {len(networks[0]['samples_s'])} passes lie "
             f"{percent(noise[len(noise) // 2])} apart (median), {percent(noise[int(0.9 * len(noise))])} or more for "
             f"one network in ten. Beyond 10 %: {misses or 'none'}.",
+            f"Of {single['all']['kernels']:,} kernels of these networks, a random sample that was timed one by one, "
+            f"{percent(single['all']['within_10'])} are predicted within 10 %. Of the "
+            f"{single['large']['kernels']:,} over 20 us {percent(single['large']['within_10'])}, within 5 % "
+            f"{percent(single['large']['within_5'])}, and {percent(single['large']['inside_interval'])} lie in their "
+            f"interval; families of these below 90 %: {few or 'none'}.",
             "Kernels, cross-validated on the strict rows, near-identical ones held out together; `large`: over 20 us.",
             table(
                 ("predictor", "kernels", "mean error", "within 5 %", "within 10 %", "large", "large within 10 %"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hwcost.ops import Conv, Gemm, Node, Operator, Precision
 from hwcost.profiles import Int8Form, Machine
-from hwcost.sizes import ROUTES, SIZES, sizes
+from hwcost.sizes import ROUTES, SIZES, reduced_axes, sizes
 from hwcost.tiling import ALGORITHMS, WORK, Columns, Hardware, convolution_work, product_work
 
 _GENERAL = (
@@ -164,11 +164,11 @@ def _variant(op: Node) -> str:
     if op.op_type == "Pow" and len(reads) > 1:
         return f"to_{reads[1].values}" if reads[1].values else ""
     if op.op_type.startswith("Reduce"):
-        rank = len(reads[0].shape)
-        given = json.loads(op.attributes).get("axes") or (reads[1].values.split(",") if len(reads) > 1 else ())
-        axes = sorted(int(float(axis)) % max(rank, 1) for axis in given if axis != "")
-        if rank - 1 not in axes:
-            return "columns" if axes else "all"
+        axes, shape = reduced_axes(op), reads[0].shape
+        if not axes:
+            return "all"
+        if axes[-1] < len(shape) - 1:
+            return "middle" if math.prod(shape[: axes[0]]) > 1 else "columns"
         return "rows" if len(axes) == 1 else "planes"
     if op.op_type in _BROADCASTING:
         operands = [tensor.shape for tensor in (reads[0::3] if op.op_type.startswith("QLinear") else reads)[:2]]

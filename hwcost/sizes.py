@@ -16,6 +16,7 @@ ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeat
 (onnxruntime's SingleAxisTranspose and its fall-back). A node with a smaller input, or a reduction: in spans that lie
 together, or with one value for a whole span; `other`: in a mode of its own (interpolation, most powers)."""
 
+_BLOCK = 16  # channels of a block, of the wider vectors
 _COSTLY = ("sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu")
 
 SIZES = (
@@ -105,6 +106,9 @@ def sizes(op: Operator) -> tuple[int, ...]:
             own |= {"write_bytes": 4 * op.output_elements} if op.function == "dequantize" else {}
             if op.function == "transpose":
                 own |= _transpose_sizes(op.shape, op.permutation)
+            elif op.function.startswith("reorder"):  # a transpose of every block of channels
+                own |= {"block": 1, "rows": math.prod(op.shape[2:]), "columns": _BLOCK}
+                own |= {"planes": op.shape[0] * -(-op.shape[1] // _BLOCK)}
     if not isinstance(op, (Conv, Node)):
         own |= {"weights": op.weights, "parameters": op.channels, "macs": op.macs}
         own |= {"input_elements": op.input_elements, "output_elements": op.output_elements}
@@ -277,6 +281,14 @@ def _node_sizes(op: Node) -> dict[str, int]:
     return own
 
 
+def reduced_axes(op: Node) -> tuple[int, ...]:
+    """The axes that a reduction goes over, rising; empty where it does not say: all."""
+    reads = op.reads
+    rank = len(reads[0].shape)
+    given = json.loads(op.attributes).get("axes") or (reads[1].values.split(",") if len(reads) > 1 else ())
+    return tuple(sorted(int(float(axis)) % max(rank, 1) for axis in given if axis != ""))
+
+
 _COPYING = {"Slice", "Pad", "Split", "Gather", "Expand", "DepthToSpace", "SpaceToDepth"}
 _INTERPOLATING = {"linear", "cubic"}
 
@@ -284,9 +296,10 @@ _INTERPOLATING = {"linear", "cubic"}
 def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dict[str, Any]) -> tuple[int, int]:
     """Elements that a node handles in one go (0: what its axis says), and 1 + the index in `ROUTES`."""
     if op.op_type.startswith("Reduce"):
-        kept = bool(written) and bool(read) and len(written) == len(read) and written[-1] == read[-1] > 1
-        same = _alike(read, written) if kept else 1
-        return (same, 7) if kept else (math.prod(read) // max(math.prod(written), 1), 6)
+        axes = reduced_axes(op)
+        if axes and axes[-1] < len(read) - 1:
+            return math.prod(read[axes[-1] + 1 :]), 7
+        return math.prod(read) // max(math.prod(written), 1), 6
     if op.op_type in _COPYING:
         return _alike(read, written, partial=True), 0
     if op.op_type == "Pow":

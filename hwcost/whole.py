@@ -15,7 +15,7 @@ from hwcost.quantising import INT8_STYLES, quantised
 from hwcost.runtime import Runtime, time_model
 from hwcost.space import Layer
 
-_MOST_NETWORKS: Final = 16
+_MOST_NETWORKS: Final = 24
 _LEAST_NETWORKS: Final = 8
 _SHARE: Final = 1 / 15
 """Networks per second of a measurement's budget: drawing, running and measuring the kernels of one takes a sixth."""
