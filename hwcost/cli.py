@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from hwcost.cli_adapt import adapt
 from hwcost.cli_profiles import (
     PROFILES,
     compare,
@@ -464,7 +465,7 @@ def _expect_bits(prediction: "Prediction", bits: str | None) -> None:
         )
 
 
-for _command in (show, devices, predictors, compare, import_, export):
+for _command in (adapt, show, devices, predictors, compare, import_, export):
     cli.add_command(_command)
 
 

@@ -20,7 +20,19 @@ from hwcost.model import read_model
 from hwcost.ops import key
 from hwcost.profiles import read_profile, write_profile
 
-COMMANDS = ("profile", "fit", "predict", "check", "show", "devices", "predictors", "compare", "import", "export")
+COMMANDS = (
+    "adapt",
+    "profile",
+    "fit",
+    "predict",
+    "check",
+    "show",
+    "devices",
+    "predictors",
+    "compare",
+    "import",
+    "export",
+)
 HWCOST = (sys.executable, "-m", "hwcost.cli")
 SMALL = ("--image", "1,8,8", "--samples", "0", "--precision", "w8a8")
 
