@@ -254,6 +254,26 @@ def transfer(document: dict[str, Any]) -> str:
     )
 
 
+def remote(document: dict[str, Any]) -> str:
+    columns = ("against one measurement here", "median ratio", "median difference", "within the floor", "within 5 %")
+    rows = []
+    for name, found in (("another one here", document["here_again"]), ("over ssh", document["over_ssh"])):
+        shares = (found["median_difference"], found["within_floor"], found["within_5_percent"])
+        rows.append((name, f"{found['ratio']['median']:.4f}", *map(percent, shares)))
+    took_s = document["seconds_per_timing"]
+    return "\n\n".join(
+        (
+            f"{document['kernels']} kernels of the search spaces and of other networks, each the minimum of "
+            f"{document['passes']} passes, once more here and once over ssh to this same machine. The noise floor is "
+            f"what nine of ten kernels differ by between the two measurements here: "
+            f"{percent(document['noise_floor'])}.",
+            table(columns, rows),
+            f"A timing takes {1e3 * took_s['here']:.0f} ms here and {1e3 * took_s['over ssh']:.0f} ms over ssh, all "
+            f"included. {circumstances(document)}",
+        )
+    )
+
+
 _MET: Final = ("within_table", "within_budget_measured", "within_budget_and_interval")
 
 
@@ -311,6 +331,7 @@ BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "prediction": lambda results: prediction(json.loads((results / "prediction.json").read_text(encoding="utf-8"))),
     "lookup": lambda results: lookup(json.loads((results / "lookup.json").read_text(encoding="utf-8"))),
     "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
+    "remote": lambda results: remote(json.loads((results / "remote.json").read_text(encoding="utf-8"))),
     "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
     "transfer": lambda results: transfer(json.loads((results / "transfer.json").read_text(encoding="utf-8"))),
     "wire": lambda results: wire(json.loads((results / "wire.json").read_text(encoding="utf-8"))),

@@ -26,7 +26,7 @@ from hwcost.graph import supported_precisions
 from hwcost.journal import Batch, Conditions, Journal
 from hwcost.ops import INT8, Operator, Precision
 from hwcost.profiles import Int8Form, Machine, Profile, Realisation, Row
-from hwcost.runtime import Here, Runtime
+from hwcost.runtime import Here, Runtime, UnusableError
 from hwcost.sampling import sampled_requests
 from hwcost.timing import Request, Survey, Take, Task, Timings
 from hwcost.units import format_seconds
@@ -396,9 +396,17 @@ def profile_machine(
 
     with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
         whole: list[tuple[WholeNetwork, list[float], float]] = []
-        for network in whole_networks(Path(folder), networks, seed, runtime):
+        left_out: list[str] = []
+        for network in whole_networks(Path(folder), networks, seed, runtime, left_out.append):
             start_s = clock.now()
-            whole.append((network, [time_network(network, threads, seed, runtime)], clock.now() - start_s))
+            try:
+                run_s = time_network(network, threads, seed, runtime)
+            except UnusableError:
+                raise
+            except MeasurementError as error:
+                left_out.append(f"{network.name}: {error}")
+                continue
+            whole.append((network, [run_s], clock.now() - start_s))
             if progress is not None:
                 progress(len(whole), 2 * networks, f"whole networks: {network.name}")
         again_s = _WHOLE_PASSES * sum(took_s for _, _, took_s in whole)
@@ -433,7 +441,7 @@ def profile_machine(
         int8_form=site.int8_form,
         run_overhead_s=found.run_overhead_s,
         noise_floor=found.noise_floor,
-        notes=(*site.warnings, *found.notes),
+        notes=(*site.warnings, *found.notes, *(f"a whole network was left out, {text}" for text in left_out)),
         realisations=tuple(_realisations(found.rows)),
         networks=tuple(network.measured(samples_s) for network, samples_s, _ in whole),
         rows=found.rows,

@@ -15,7 +15,9 @@ from onnx_models import float_model
 
 from hwcost.cli import cli
 from hwcost.console import run_cli, writing
+from hwcost.devices import class_of, known_devices
 from hwcost.errors import OutputError
+from hwcost.machine import facts_here
 from hwcost.model import read_model
 from hwcost.ops import key
 from hwcost.profiles import read_profile, write_profile
@@ -223,8 +225,13 @@ def test_show_draws_where_it_may(rpi4: Path, capsys: pytest.CaptureFixture[str])
 
 def test_devices_and_predictors_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     devices = Ran(capsys, "devices", "--json").document["devices"]
-    assert [entry["name"] for entry in devices] == ["host", "rpi4"]
+    assert [entry["name"] for entry in devices] == ["host", *known_devices()]
     assert devices[0]["this_machine"] is True
+    ways = {entry["name"]: entry["ways"] for entry in devices}
+    assert ways["rpi4"] == ["over ssh", "estimated"] and ways["rpi5"] == ["over ssh"]
+    assert [entry["name"] for entry in devices[1:] if entry["this_machine"]] == [class_of(facts_here())] * bool(
+        class_of(facts_here())
+    )
     assert "rpi4" in Ran(capsys, "devices").out
     names = Ran(capsys, "predictors", "--json").document["predictors"]
     assert {"roofline", "linear", "forest", "boosted", "mlp"} <= {entry["name"] for entry in names}
@@ -250,7 +257,11 @@ def test_nothing_of_another_machine_replaces_measurements(rpi4: Path, capsys: py
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["profile", "--device", "rpi9"], "a device is one of host, rpi4, got 'rpi9'"),
+        (["profile", "--device", "rpi9"], "a device is one of host, neoverse-n1, rpi4, rpi5, "),
+        (
+            ["profile", "--device", "rpi5"],
+            "there are none for rpi5: measure one, `hwcost profile --device rpi5` on",
+        ),
         (["profile", "--device", "rpi4", "--precision", "w3a8"], "a precision is one of w32a32, w8a8, "),
         (["profile", "--device", "rpi4", "--precision", "w4a8"], "ask for w8a8, narrower weights run on its kernels"),
         (["show", "none.json"], "no profile at none.json: make one with `hwcost profile"),
