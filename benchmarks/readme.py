@@ -242,9 +242,9 @@ def transfer(document: dict[str, Any]) -> str:
         (
             f"{document['devices'][0]['distinct']:,} distinct networks of NAS-Bench-201, measured whole by others on "
             f"{count} devices. Each is new once, {document['known']} are known; of the new one, 10 or 20 networks of "
-            "`hwcost.transfer`'s choice are looked at, and all others predicted. Rank correlation (Spearman), then mean "
-            "errors; `ceiling`: the same features fitted on all of the device's latencies; `noise`: networks that no "
-            "feature tells apart; `one factor`: times the known device that fits best; `operations`: least squares "
+            "`hwcost.transfer`'s choice are looked at, and all others predicted. Rank correlation (Spearman), then "
+            "mean errors; `ceiling`: the same features fitted on all of the device's latencies; `noise`: networks that "
+            "no feature tells apart; `one factor`: times the known device that fits best; `operations`: least squares "
             f"without a prior. Median of {len(document['seeds'])} seeds, and their ends.",
             table(columns, rows),
             "HELP's figures are those of its paper (arXiv 2106.08630, table 3: 10 samples; mean of its six devices "

@@ -26,7 +26,7 @@ from hwcost.predictors.shifted import ShiftedPredictor
 from hwcost.profiles import Int8Form, Machine, Profile, Row
 from hwcost.sibling import Shift, Sibling
 from hwcost.tables import read_rows
-from hwcost.timing import InProcess, Site, Survey, Timings
+from hwcost.timing import Site, Survey, Timings
 
 DEFAULT_SAMPLES: Final = 20
 _TABLE_NOISE: Final = 0.10
@@ -65,7 +65,7 @@ def measure_samples(
     Timings are taken in this process unless `timings` says where. Raises `TransferError` where there is nothing to
     learn: the profile is of this very machine, or `count` is too small; and `MeasurementError`.
     """
-    timings = timings or InProcess()
+    timings = timings or Timings()
     site = timings.survey(Survey(threads=threads, seed=seed))
     if "measured" in source.sources and source.machine.is_same_hardware(site.machine):
         raise TransferError(
@@ -200,7 +200,7 @@ def _predicted(source: Profile, fit: Fit | None, rows: Sequence[Row]) -> dict[La
     for row in rows:
         op, precision = row.operator, source.realised_as(*row.layer)
         if fit is not None and fit.knows(family(op), precision):
-            features = feature_matrix([(op, precision)], hardware_of(source.machine))
+            features = feature_matrix([(op, precision)], hardware_of(source.machine, source.int8_form))
             found[row.layer] = float(fit.predict(family(op), precision, features).latency_s[0])
     return found
 
@@ -254,7 +254,9 @@ def _shifted_fit(fit: Fit, adapted: Profile, factor: float) -> Fit:
 
 def _shifted_family(entry: FittedFamily, rows: Sequence[Row], adapted: Profile) -> FittedFamily:
     precision = entry.report.precision
-    features = feature_matrix(((row.operator, precision) for row in rows), hardware_of(adapted.machine))
+    features = feature_matrix(
+        ((row.operator, precision) for row in rows), hardware_of(adapted.machine, adapted.int8_form)
+    )
     latency_s = np.array([row.latency_s for row in rows])
     predictor = ShiftedPredictor.adapt(entry.predictor, features, latency_s)
     open_ = [math.log(row.interval_s[1] / row.latency_s) for row in rows if row.source == "adapted"]

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hwcost.cli_profiles import PROFILES, duration, share, standing_measurements
+from hwcost.cli_profiles import PROFILES, duration, share, ssh_options, standing_measurements
 from hwcost.console import file_type, json_option, note, print_json, progress, writing
 from hwcost.errors import ProfileError
 
 if TYPE_CHECKING:
     from hwcost.adapt import Samples
     from hwcost.profiles import Int8Form, Profile
+    from hwcost.ssh import Ssh
 
 
 @click.command()
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     help="With a table: number formats of activations and weights in its int8 kernels.  [default: the profile's]",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice, weights and order.")
+@ssh_options
 @json_option
 def adapt(
     source_path: Path,
@@ -51,6 +53,7 @@ def adapt(
     noise: float | None,
     int8_form: "Int8Form | None",
     seed: int,
+    remote: "Ssh | None",
     as_json: bool,
 ) -> None:
     """Make a profile of a device from that of a similar one and a few measurements.
@@ -62,6 +65,7 @@ def adapt(
     \b
     Examples:
       hwcost adapt --from profiles/rpi4.json --device this-board
+      hwcost adapt --from profiles/rpi4.json --device rock --ssh me@rock.local --samples 20
       hwcost adapt --from profiles/rpi4.json --device rpi5 --measurements twenty.csv
     """
     from hwcost.adapt import adapt_profile, read_samples
@@ -69,12 +73,12 @@ def adapt(
     from hwcost.profiles import check_device_name, read_profile, write_profile
     from hwcost.report import profile_document, show_profile
 
-    here = {"--samples": samples, "--budget": budget, "--threads": threads}
+    here: dict[str, object] = {"--samples": samples, "--budget": budget, "--threads": threads, "--ssh": remote}
     of_table = {"--cpu": cpu, "--overhead": overhead, "--noise": noise, "--int8-form": int8_form}
     needless = [name for name, value in (here if measurements else of_table).items() if value is not None]
     if needless:
         raise click.UsageError(
-            f"{needless[0]} is for {'measuring this machine' if measurements else 'a table'}: leave it out, or "
+            f"{needless[0]} is for {'measuring a machine' if measurements else 'a table'}: leave it out, or "
             f"{'leave out' if measurements else 'add'} --measurements"
         )
     check_device_name(device)
@@ -93,7 +97,7 @@ def adapt(
         with progress(f"Reading {measurements}"):
             found = read_samples(measurements, source, noise=noise, overhead_s=overhead, cpu=cpu, int8_form=int8_form)
     else:
-        found = _measure(source, device, samples, budget, threads, seed)
+        found = _measure(source, device, samples, budget, threads, seed, remote)
     with progress("Adapting"):
         made, shifted = adapt_profile(source, found, device, fit)
     with writing(target):
@@ -112,19 +116,28 @@ def adapt(
 
 
 def _measure(
-    source: "Profile", device: str, samples: int | None, budget: float | None, threads: int | None, seed: int
+    source: "Profile",
+    device: str,
+    samples: int | None,
+    budget: float | None,
+    threads: int | None,
+    seed: int,
+    remote: "Ssh | None",
 ) -> "Samples":
-    """On this machine, in processes of their own; raises `ProfileError` for a name that is another machine's."""
+    """On this machine, in processes of their own, or over ssh; raises `ProfileError` for another machine's name."""
     from hwcost.adapt import DEFAULT_SAMPLES, measure_samples
     from hwcost.devices import known_devices, load_device, runs_here
-    from hwcost.worker import Worker
+    from hwcost.machine import facts_here
+    from hwcost.pipe import Piped
+    from hwcost.timing import Timings
 
-    if device in known_devices() and not runs_here(load_device(device)):
+    facts = facts_here() if remote is None else remote.facts()
+    if device in known_devices() and not runs_here(load_device(device), facts):
         raise ProfileError(
-            f"this machine is measured, and it is no {device}: name it otherwise, or hand in a table of measurements "
+            f"{facts.cpu} is measured, and it is no {device}: name it otherwise, or hand in a table of measurements "
             "of that device with --measurements"
         )
-    with progress("Measuring") as report, Worker() as worker:
+    with progress("Measuring") as report, Piped() as here:
         return measure_samples(
             source,
             DEFAULT_SAMPLES if samples is None else samples,
@@ -132,5 +145,5 @@ def _measure(
             threads=threads or 1,
             seed=seed,
             progress=report,
-            timings=worker,
+            timings=Timings(remote or here, note),
         )

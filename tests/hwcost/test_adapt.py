@@ -250,7 +250,7 @@ def test_the_command_adapts_by_a_table_and_others_take_what_it_writes(
     assert run(*command) == 0  # over its own kind
     capsys.readouterr()
     for arguments, said in (
-        ((*command, "--samples", "9"), "--samples is for measuring this machine"),
+        ((*command, "--samples", "9"), "--samples is for measuring a machine"),
         (("adapt", "--from", "theirs.json", "--device", "ours", "--noise", "2%"), "--noise is for a table"),
         ((*command, "--out", "theirs.json"), "never replaces the one it comes from"),
         ((*command, "--out", "measured.json"), "never replaces the one it comes from, or a measured one"),
@@ -269,19 +269,11 @@ def test_a_profile_without_a_fit_says_what_is_missing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_profile(source, Path("theirs.json"))
-    monkeypatch.setattr("hwcost.worker.Worker", lambda: _Entered())
+    monkeypatch.setattr("hwcost.timing.Timings", lambda runtime, say: Elsewhere())
     assert run("adapt", "--from", "theirs.json", "--device", "ours", "--samples", "8", "--budget", "1s") == 0
     printed = capsys.readouterr()
     assert "theirs.json has no fit to take along: run `hwcost fit profiles/ours.json`" in printed.err
     assert "8 measured" in printed.out and not fit_path(Path("profiles/ours.json")).exists()
-
-
-class _Entered(Elsewhere):
-    def __enter__(self) -> "_Entered":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def test_measuring_the_adapted_device_leaves_nothing_of_the_other(source: Profile) -> None:
