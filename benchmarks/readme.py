@@ -274,6 +274,39 @@ def remote(document: dict[str, Any]) -> str:
     )
 
 
+def devices(document: dict[str, Any]) -> str:
+    names = [f"{one['device']} ({', '.join(one['sources'])})" for one in document["devices"]]
+    signs = [
+        (one["family"], str(one["operators"]), *(f"{ratio:.2f}" for ratio in one["ratios"]), percent(one["disagree"]))
+        for one in document["int8_over_float"]
+    ]
+    decided = [
+        ("x".join(map(str, one["image"])), percent(one["share"]),
+         *(percent(one[name]) for name in ("differ", "blocks_that_differ", "others_network_over_budget")),
+         f"{100 * (one['others_network_at_worst'] - 1):.0f} %")
+        for one in document["decisions"]
+    ]  # fmt: skip
+    searched = [
+        (one["device"], f"{1e6 * one['budget_s']:.0f} us", f"{1e6 * one['latency_s']:.0f} us", " ".join(one["blocks"]))
+        for one in document["search"]
+    ]
+    draws = document["decisions"][0]["draws"]
+    return "\n\n".join(
+        (
+            "Latency in int8 over that in float, medians of the operators that both profiles have; `other sign`: int8 "
+            "is faster on one device and slower on the other.",
+            table(("family", "operators", *names, "other sign"), signs),
+            f"The same scores of the choices, {draws} drawn at random, decided on both devices within a budget at the "
+            "same share of the way from the cheapest network to the dearest: how many networks and blocks differ, how "
+            "often one device's network breaks the other's budget, and by how much at worst.",
+            table(("image", "budget", "networks", "blocks", "breaks the other's budget", "at worst by"), decided),
+            "One search on the embedded digits, two clients on each device, the budget half way:",
+            table(("device", "budget", "predicted", "blocks"), searched),
+            circumstances(document),
+        )
+    )
+
+
 _MET: Final = ("within_table", "within_budget_measured", "within_budget_and_interval")
 
 
@@ -329,6 +362,7 @@ def transcript(text: str) -> str:
 BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "transcript": lambda results: transcript((results / "transcript.txt").read_text(encoding="utf-8")),
     "prediction": lambda results: prediction(json.loads((results / "prediction.json").read_text(encoding="utf-8"))),
+    "devices": lambda results: devices(json.loads((results / "devices.json").read_text(encoding="utf-8"))),
     "lookup": lambda results: lookup(json.loads((results / "lookup.json").read_text(encoding="utf-8"))),
     "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
     "remote": lambda results: remote(json.loads((results / "remote.json").read_text(encoding="utf-8"))),

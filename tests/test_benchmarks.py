@@ -73,6 +73,25 @@ def test_prediction_judges_every_way_on_the_same_networks(tmp_path: Path) -> Non
     assert all(len(network["samples_s"]) == 2 for network in document["networks"])
 
 
+def test_devices_that_disagree_are_told_apart(tmp_path: Path) -> None:
+    space = SearchSpace.for_image((1, 8, 8), 10)
+    profile = plausible_profile(space.operators())
+    rows = [
+        row.model_copy(update={"latency_s": 4 * row.latency_s, "interval_s": (row.latency_s, 9 * row.latency_s)})
+        if getattr(row.operator, "depthwise", False) and row.operator.kernel == (5, 5)
+        else row
+        for row in profile.rows
+    ]
+    paths = [tmp_path / "one.json", tmp_path / "other.json"]
+    write_profile(profile, paths[0])
+    write_profile(profile.model_copy(update={"rows": tuple(rows), "device": "other"}), paths[1])
+    document = quick("bench_devices", "--profiles", *map(str, paths))
+    assert [one["device"] for one in document["devices"]] == ["plausible", "other"]
+    assert len(document["search"]) == 4 and {one["device"] for one in document["search"]} == {"plausible", "other"}
+    assert all(one["latency_s"] <= one["budget_s"] for one in document["search"])
+    assert any(one["differ"] > 0 for one in document["decisions"])
+
+
 def test_each_device_of_a_published_table_is_new_once(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = np.array(["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"])
