@@ -127,10 +127,10 @@ def test_the_same_networks_compose_to_the_same() -> None:
     assert Made().compose() == Made().compose()
 
 
-def test_kernels_may_cost_less_among_others_than_alone() -> None:
+def test_kernels_may_cost_more_among_others_than_alone() -> None:
     made = Made(60)
     made.whole_s -= 2 * KERNEL_S * made.counts
-    assert made.compose().kernel_s == pytest.approx(-KERNEL_S, rel=0.3)
+    assert 0 < made.compose().kernel_s < -KERNEL_S
 
 
 def test_a_kernel_inside_a_network_costs_its_factor_and_the_change_to_it_and_never_next_to_nothing() -> None:
