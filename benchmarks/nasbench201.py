@@ -25,6 +25,8 @@ EDGES: Final = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """From node, to node, in the order in which a cell is written."""
 _NODES: Final = 4
 _FIRST: Final = tuple(edge for edge, (source, _) in enumerate(EDGES) if source == 0)
+_PATHS: Final = ((3,), (0, 4), (1, 5), (0, 2, 5))
+"""The edges of every path from input to output."""
 _OPERATION: Final = re.compile(r"([a-z0-9_]+)~(\d)")
 _PRUNED: Final = {"raspi4": 1.0}
 """Rows of a device below so many milliseconds are of graphs that the converter emptied."""
@@ -35,6 +37,11 @@ _MACS: Final = {
 """Multiply-accumulates of an operation in all fifteen cells."""
 _FIXED_MACS: Final = 7_783_424
 """Those outside the cells: the stem, the two reducing blocks, and the head."""
+
+
+def _roughly(name: str) -> float:
+    """How long an operation takes, in multiply-accumulates of one 1x1 convolution; a pool reads as much as that."""
+    return {"nor_conv_3x3": 9.0, "nor_conv_1x1": 1.0, "avg_pool_3x3": 1.0}.get(name, 0.0)
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,16 @@ class Cell:
         return tuple(reversed(found))
 
     @property
+    def longest(self) -> list[int]:
+        """How often each operation but `none` stands on the path from input to output that takes longest, roughly."""
+        found: list[str] = []
+        for path in _PATHS:
+            names = [self.operations[edge] for edge in path]
+            if "none" not in names and sum(map(_roughly, names)) >= sum(map(_roughly, found)):
+                found = names
+        return [found.count(name) for name in OPERATIONS[1:]]
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of the network, all edges computed."""
         return _FIXED_MACS + sum(_MACS.get(name, 0) for name in self.operations)
@@ -157,8 +174,9 @@ def distinct(cells: tuple[Cell, ...]) -> NDArray[np.int64]:
 
 def ways_to_count(cells: tuple[Cell, ...]) -> dict[str, Values]:
     """What a device may execute of a cell: every edge, as an eager runtime does; what the output reads, as a converted
-    graph does; what lies on a path from input to output, as one does that folds constants, too. Each gives a constant,
-    the number of every operation and, where nothing idle is left, of additions, [networks, features]."""
+    graph does; what lies on a path from input to output, as one does that folds constants, too; the longest such path,
+    where branches run at once. Each gives a constant, the number of every operation and, where nothing idle is left, of
+    additions, [networks, features]."""
     every = (True,) * len(EDGES)
     eager = [[1, *cell.counts(every)] for cell in cells]
     converted = [[1, *cell.counts(cell.kept), cell.additions(cell.kept)] for cell in cells]
@@ -171,4 +189,5 @@ def ways_to_count(cells: tuple[Cell, ...]) -> dict[str, Values]:
         "eager": np.array(eager, dtype=np.float64),
         "converted": np.array(converted) * reads_input[:, None].astype(np.float64),
         "folded": np.array(folded) * connected[:, None].astype(np.float64),
+        "longest path": np.array([[1, *cell.longest] for cell in cells], dtype=np.float64),
     }

@@ -50,7 +50,7 @@ class ProfileError(HwcostError, ValueError):
 
 
 class TransferError(HwcostError, ValueError):
-    """What is known of some devices cannot be carried over to another: too few samples, or none that fit."""
+    """What is known of some devices cannot be carried over to another: too few samples, none that fit, the same one."""
 
 
 class FitError(HwcostError, ValueError):

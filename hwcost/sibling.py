@@ -37,7 +37,7 @@ _BENDS: Final = (0.1, 0.5, 1.3)
 """Factors of the curves, averaged over."""
 _REACH: Final = 2.0
 """How far apart, in natural logarithms of latency and intensity, operators still tell of each other."""
-_DEVIATIONS: Final = (0.02, 0.06, 0.15, 0.35)
+_DEVIATIONS: Final = (0.02, 0.06, 0.15, 0.35, 0.8)
 """Scales of a single operator's own deviation, averaged over."""
 _FREEDOM: Final = 4.0
 _ROUNDS: Final = 8

@@ -33,13 +33,14 @@ _LEAST_COST: Final = 0.5
 _LEAST_SHARE: Final = 0.1
 """Of the median latency: no prediction weighs more than one of this length, however short."""
 _LEAST_LATENCY: Final = 0.02
-_LARGEST_ERROR: Final = 0.5
 _OTHER_WAY: Final = 0.02
 """Weight of a known device in the prior of a way that is not its own."""
+_UNHEARD: Final = 0.25
+"""Known devices that each way counts for, beside those whose own it is: a new device may be like none of them."""
 _POOL: Final = 3000
-_TYPICAL: Final = 0.9
-"""Only items that known devices' costs explain as well as those of this share of all are sampled."""
 _DESIGN_LOOSENESS, _DESIGN_NOISE, _DESIGN_BETWEEN = 0.5, 0.05, 0.5
+_BETWEEN_WEIGHT: Final = 0.5
+"""Of telling the ways apart, when samples are chosen, beside 1 for the costs in all ways together."""
 _ROUNDS, _LEVEL_ROUNDS = 6, 3
 _NEGLIGIBLE: Final = 2e-3
 _QUANTILE: Final = 1.645
@@ -59,12 +60,11 @@ class Transferred:
 @dataclass(frozen=True, eq=False)
 class _Way:
     """One way to count: features scaled to a mean of 1, [items, features]; usual costs and their covariance, in shares
-    of a device's mean latency; errors (natural logarithm) on known devices [items, devices]; its prior probability."""
+    of a device's mean latency; its prior probability."""
 
     features: Values
     usual: Values
     covariance: Values
-    errors: Values
     probability: float
 
     def spread(self, looseness: float) -> Values:
@@ -95,13 +95,13 @@ class Transfer:
         scales = np.array([scale for *_, scale in found.values()])
         own, best = scales.argmin(axis=0), np.maximum(scales.min(axis=0), _LEAST_NOISE)
         by_way = {}
-        for place, (name, (features, costs, errors, scale)) in enumerate(found.items()):
+        for place, (name, (features, costs, scale)) in enumerate(found.items()):
             weight = (best / np.maximum(scale, _LEAST_NOISE)) ** 2 + _OTHER_WAY
             weight = weight / weight.sum()
             usual = weight @ costs
             off = costs - usual
-            probability = (float((own == place).sum()) + 1) / (count + len(found))
-            by_way[name] = _Way(features, usual, (off.T * weight) @ off, errors, probability)
+            probability = (float((own == place).sum()) + _UNHEARD) / (count + _UNHEARD * len(found))
+            by_way[name] = _Way(features, usual, (off.T * weight) @ off, probability)
         near = np.exp(-0.5 * np.log(np.array(_NOISES)[:, None] / best) ** 2).sum(axis=1) + 0.3
         return cls(by_way, near / near.sum())
 
@@ -112,10 +112,7 @@ class Transfer:
     def choose(self, count: int, seed: int, had: Sequence[int] = ()) -> tuple[int, ...]:
         """The `count` items to measure next: one after the other that which leaves the least variance over all items,
         in each way, and between the ways. Raises `TransferError`."""
-        rng = np.random.default_rng(seed)
-        pool = rng.permutation(self.items)[:_POOL]
-        typical = pool[self._oddness()[pool] <= 1]
-        pool = typical if len(typical) >= 10 * count else pool
+        pool = np.random.default_rng(seed).permutation(self.items)[:_POOL]
         pool = pool[~np.isin(pool, np.asarray(had, dtype=np.int64))]
         if not 1 <= count <= len(pool):
             raise TransferError(f"at least 1 and at most {len(pool)} of {self.items} items are chosen, got {count}")
@@ -135,13 +132,6 @@ class Transfer:
                 design.add(best)
         return tuple(places[chosen].tolist())
 
-    def _oddness(self) -> Values:
-        """How badly each item is explained on the known device where it is worst, by the way that does it best."""
-        limits = [np.maximum(np.quantile(np.abs(way.errors), _TYPICAL, axis=0), 0.01) for way in self.by_way.values()]
-        odd = [np.abs(way.errors) / limit for way, limit in zip(self.by_way.values(), limits, strict=True)]
-        found: Values = np.min(odd, axis=0).max(axis=1)
-        return found
-
     def _designs(self, places: NDArray[np.int64]) -> list[tuple["_Design", float]]:
         designs, said = [], []
         for way in self.by_way.values():
@@ -152,7 +142,7 @@ class Transfer:
         if len(said) > 1:
             between = np.array(said).T
             between = between / (between @ np.array([way.probability for way in self.by_way.values()]))[:, None]
-            designs.append((_Design(between, np.eye(len(said)) * _DESIGN_BETWEEN**2), 1.0))
+            designs.append((_Design(between, np.eye(len(said)) * _DESIGN_BETWEEN**2), _BETWEEN_WEIGHT))
         return designs
 
     def predict(self, items: Sequence[int], latency_s: Sequence[float]) -> Transferred:
@@ -210,21 +200,18 @@ def _check(ways: Mapping[str, Values], known_s: Values) -> None:
         raise TransferError("latencies of known devices are positive seconds, or nan where there is none")
 
 
-def _explain(features: Values, known_s: Values) -> tuple[Values, Values, Values, Values]:
-    """Scaled features, each known device's costs in shares of its mean latency [devices, features], the errors [items,
-    devices], and their usual size [devices]."""
+def _explain(features: Values, known_s: Values) -> tuple[Values, Values, Values]:
+    """Scaled features, each known device's costs in shares of its mean latency [devices, features], and the usual size
+    of the errors that are left, in natural logarithms [devices]."""
     scaled = features / np.abs(features).mean(axis=0)
-    costs, errors, scales = [], [], []
+    costs, scales = [], []
     for latency_s in known_s.T:
         there = np.isfinite(latency_s)
         cost_s = _robust_costs(scaled[there], latency_s[there])
         said_s = np.maximum(scaled @ cost_s, _LEAST_SHARE * np.median(latency_s[there]))
-        error = np.where(there, np.log(np.where(there, latency_s, 1.0) / said_s), 0.0)
-        error = np.clip(error, -_LARGEST_ERROR, _LARGEST_ERROR)
         costs.append(cost_s / said_s.mean())
-        errors.append(error)
-        scales.append(1.48 * float(np.median(np.abs(error[there]))))
-    return scaled, np.array(costs), np.array(errors).T, np.array(scales)
+        scales.append(1.48 * float(np.median(np.abs(np.log(latency_s[there] / said_s[there])))))
+    return scaled, np.array(costs), np.array(scales)
 
 
 def _robust_costs(features: Values, latency_s: Values) -> Values:

@@ -92,6 +92,15 @@ def test_devices_that_disagree_are_told_apart(tmp_path: Path) -> None:
     assert any(one["differ"] > 0 for one in document["decisions"])
 
 
+def test_siblings_whose_differences_are_known_are_found() -> None:
+    results = quick("bench_adapt")["results"]
+    assert {one["case"] for one in results} >= {"one factor", "a factor for every kernel path"}
+    for one in results:
+        assert one["ways"]["adapted"]["mape"] > 0 and 0 <= one["ways"]["adapted"]["inside"] <= 1
+    by_path = next(one for one in results if one["case"] == "a factor for every kernel path" and one["samples"] == 20)
+    assert by_path["ways"]["adapted"]["mape"] < by_path["ways"]["one factor"]["mape"] and by_path["unseen"]
+
+
 def test_each_device_of_a_published_table_is_new_once(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = np.array(["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"])

@@ -52,6 +52,16 @@ def test_ten_samples_find_the_costs_of_a_device_and_how_it_executes(way: str) ->
     assert (spearman(found.latency_s, truth_s) or 0) > 0.99
 
 
+def test_a_device_may_execute_as_no_known_one_does() -> None:
+    ways = counts()
+    ways["most"] = np.column_stack([np.ones(ITEMS), ways["all"][:, 1:].max(axis=1)])
+    transfer = Transfer.learn(ways, known(ways))
+    truth_s = device(ways["most"], (2.0, 6.0), 0.01, 5)
+    items = transfer.choose(10, seed=0)
+    found = transfer.predict(items, truth_s[list(items)].tolist())
+    assert found.ways["most"] > 0.9 and np.abs(found.latency_s / truth_s - 1).mean() < 0.05
+
+
 def test_one_slow_sample_of_ten_does_little_harm() -> None:
     ways = counts()
     transfer = Transfer.learn(ways, known(ways))
