@@ -27,6 +27,35 @@ NumberFormat = Literal["float", "int8"]
 IntervalClass = Literal["float", "int8", "untraced"]
 
 
+class Emulation(BaseModel):
+    """How a device's kernels are run and priced without one (`hwcost.emulation`).
+
+    `qemu_cpu`, `mca_cpu`: the core by its names in QEMU and in llvm-mca, `dispatch` micro-operations a cycle;
+    `calibration`: wall-clock cycles per cycle of a trace; the truth lies within latency / `interval_factor` and latency x
+    `interval_factor`, or the other one where memory is the limit; `cpuinfo`: what the system says of each processor, `{number}` in it; `files`: its other files.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    qemu_cpu: str
+    mca_cpu: str
+    mca_attributes: str = ""
+    dispatch: PositiveInt
+    calibration: PositiveFloat
+    interval_factor: float = Field(ge=1)
+    memory_interval_factor: float = Field(ge=1)
+    cpuinfo: str
+    files: dict[str, str] = {}
+
+    def system_files(self, cores: int) -> dict[str, str]:
+        """What a program reads about its processor, by paths below the root."""
+        processors = "\n".join(self.cpuinfo.replace("{number}", str(number)) for number in range(cores))
+        folder = "sys/devices/system/cpu"
+        range_ = f"0-{cores - 1}\n"
+        listed = {f"{folder}/{name}": range_ for name in ("present", "possible", "online")}
+        return {"proc/cpuinfo": processors, **listed, f"{folder}/kernel_max": "255\n", **self.files}
+
+
 class DeviceClass(BaseModel):
     """What is known of a kind of board; per-cycle figures are of one core, sizes in bytes, clocks in hertz.
 
@@ -56,6 +85,7 @@ class DeviceClass(BaseModel):
     cycles_per_element: dict[NumberFormat, dict[ElementClass, PositiveFloat]]
     interval_factor: dict[IntervalClass, float]
     sources: dict[str, str]
+    emulation: Emulation | None = None
 
 
 def known_devices() -> tuple[str, ...]:
