@@ -62,6 +62,8 @@ ALONE: Final = "--alone"
 
 _KEPT_BYTES: Final = 2**26
 _LEAST_KEPT_BYTES: Final = 1024
+_MOST_IDLE_S: Final = 3600
+"""After so long without a request the other end is taken to be gone: a dead link says nothing."""
 _LEAST_RUNS: Final = 3
 _LEVELS: Final = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "none": "ORT_DISABLE_ALL"}
 _ALIGNED: Final = 64
@@ -415,8 +417,11 @@ class Agent:
 def serve(agent: Agent, requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until there are no more."""
     store = Store()
+    wait = getattr(signal, "alarm", lambda seconds: None)
     write_frame(answers, {"format": FORMAT, "version": VERSION, "python": platform.python_version()}, ())
+    wait(_MOST_IDLE_S)
     while (head := read_line(requests)) is not None:
+        wait(0)
         blobs: dict[str, bytes] = {}
         for digest, size, sent in head["blobs"]:
             blobs[digest] = exactly(requests, size) if sent else store[digest]
@@ -424,6 +429,7 @@ def serve(agent: Agent, requests: BinaryIO, answers: BinaryIO) -> None:
         request = Request(head, [blobs[digest] for digest, _, _ in head["blobs"]])
         told, made = agent.answer(request)
         write_frame(answers, {**told, "blobs": [len(blob) for blob in made]}, made)
+        wait(_MOST_IDLE_S)
 
 
 # --- the process

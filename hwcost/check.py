@@ -17,8 +17,8 @@ from hwcost.model import Layout, ModelLayers, read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import Operator, Precision, key
 from hwcost.pricing import CostModel, Price, Total
-from hwcost.profiles import Profile
-from hwcost.runtime import time_model
+from hwcost.profiles import Machine, Profile
+from hwcost.runtime import Here, Runtime, time_model
 from hwcost.space import Layer
 
 _LISTED = 3
@@ -118,16 +118,15 @@ class Check:
         }
 
 
-def is_this_machine(profile: Profile) -> bool:
-    """Whether the profile was made on this machine, with whatever version of the runtime."""
-    return detect_machine(profile.machine.threads).is_same_hardware(profile.machine)
+def _machine_here(profile: Profile, runtime: Runtime) -> Machine:
+    return detect_machine(profile.machine.threads, runtime.facts())
 
 
-def _differences(profile: Profile) -> tuple[str, ...]:
+def _differences(profile: Profile, here: Machine) -> tuple[str, ...]:
     """Why a prediction by this profile is not quite of what runs here, one sentence each."""
-    theirs, here = profile.machine, detect_machine(profile.machine.threads)
+    theirs = profile.machine
     warnings = []
-    if not is_this_machine(profile):
+    if not here.is_same_hardware(theirs):
         warnings.append(
             f"profile {profile.device} is of {theirs.cpu}, this is {here.cpu}: the prediction is for that machine, "
             "from the graph that onnxruntime makes for any"
@@ -141,16 +140,23 @@ def _differences(profile: Profile) -> tuple[str, ...]:
 
 
 def predict_model(
-    path: Path, cost_model: CostModel, *, shapes: Shapes | None = None, allow_uncovered: bool = False
+    path: Path,
+    cost_model: CostModel,
+    *,
+    shapes: Shapes | None = None,
+    allow_uncovered: bool = False,
+    runtime: Runtime | None = None,
 ) -> Prediction:
     """Price every operator that the model executes: in this machine's graph where the profile is of this machine,
     otherwise in one without this machine's layouts.
 
-    `shapes` gives sizes for open inputs. Raises `ModelError`; `UnknownOperatorError` naming what has no price, unless
-    `allow_uncovered`.
+    `shapes` gives sizes for open inputs; the machine is the one of `runtime`, by default this one. Raises `ModelError`;
+    `UnknownOperatorError` naming what has no price, unless `allow_uncovered`.
     """
-    layout: Layout = "executed" if is_this_machine(cost_model.profile) else "portable"
-    found = read_model(path, shapes=shapes, layout=layout)
+    runtime = runtime or Here()
+    here = _machine_here(cost_model.profile, runtime)
+    layout: Layout = "executed" if here.is_same_hardware(cost_model.profile.machine) else "portable"
+    found = read_model(path, shapes=shapes, layout=layout, runtime=runtime)
     lost = _unpriced(found, cost_model)
     names = [f"{found.layers[index][0]} ({family(op)} at {precision})" for index, (op, precision) in lost.items()]
     uncovered = [*found.uncovered, *names]
@@ -180,7 +186,7 @@ def predict_model(
         operators,
         tuple(uncovered),
         share,
-        _differences(cost_model.profile),
+        _differences(cost_model.profile, here),
     )
 
 
@@ -224,22 +230,25 @@ def check_model(
     seconds: float = 2.0,
     passes: int = 3,
     seed: int = 0,
+    runtime: Runtime | None = None,
 ) -> Check:
-    """Predict a model and run it here for about `seconds`, with inputs drawn from `seed`.
+    """Predict a model and run it for about `seconds`, on the machine of `runtime` (this one by default), with inputs
+    drawn from `seed`.
 
     Raises like `predict_model`, and `MeasurementError` where the profile is of another machine.
     """
     machine = cost_model.profile.machine
-    here = detect_machine(machine.threads)
-    if not is_this_machine(cost_model.profile):
+    runtime = runtime or Here()
+    here = _machine_here(cost_model.profile, runtime)
+    if not here.is_same_hardware(machine):
         raise MeasurementError(
             f"a model is checked on the machine of its profile, profile {cost_model.device} is of {machine.cpu} with "
             f"{machine.cores} cores, this is {here.cpu} with {here.cores}: run the check there, profile this machine, "
             "or ask for the prediction alone with `hwcost predict`"
         )
-    prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered)
+    prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered, runtime=runtime)
     file = load_model(path, shapes)
-    warnings = quietness()
+    warnings = quietness(runtime.facts())
     latency_s, samples_s = time_model(
         file.data(),
         example_feeds(file, seed),
@@ -247,6 +256,7 @@ def check_model(
         seconds=seconds,
         passes=passes,
         weights_in=file.folder,
+        runtime=runtime,
     )
     spread = statistics.median(samples_s) / latency_s - 1
     return Check(prediction, latency_s, samples_s, max(spread, cost_model.profile.noise_floor), warnings)

@@ -20,16 +20,19 @@ from hwcost.cli_profiles import (
     import_,
     predictors,
     show,
+    ssh_options,
     standing_measurements,
 )
 from hwcost.console import file_type, json_option, note, print_json, progress, run_cli, writing
-from hwcost.errors import FitError, ModelError, ProfileError
+from hwcost.errors import FitError, MeasurementError, ModelError, ProfileError
 
 if TYPE_CHECKING:
     from hwcost.check import Prediction
     from hwcost.devices import DeviceClass
+    from hwcost.machine import Facts
     from hwcost.ops import Operator, Precision
     from hwcost.profiles import Profile
+    from hwcost.ssh import Ssh
 
 Sizes = tuple[int, ...]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -109,7 +112,12 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--device", default="host", show_default=True, help="A name of `hwcost devices`; `host` is this machine.")
+@click.option(
+    "--device",
+    default="host",
+    show_default=True,
+    help="A name of `hwcost devices`; `host` is whatever is measured. With --ssh, also a name of your own.",
+)
 @click.option("--out", type=file_type(dir_okay=False), help="The profile to write.  [default: profiles/<device>.json]")
 @click.option(
     "--budget",
@@ -152,6 +160,7 @@ def cli() -> None:
 @click.option("--precision", "precisions", multiple=True, help="Only this one, like w8a8; repeatable.  [default: all]")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per run.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample, weights and order.")
+@ssh_options
 @json_option
 def profile(
     device: str,
@@ -164,29 +173,35 @@ def profile(
     precisions: tuple[str, ...],
     threads: int,
     seed: int,
+    remote: "Ssh | None",
     as_json: bool,
 ) -> None:
-    """Measure a device's operators, or estimate them where the device is not this machine.
+    """Measure a device's operators, here or over ssh, or estimate them where the device is not at hand.
 
     \b
     Examples:
       hwcost profile                  measure this machine, and name the profile after it
       hwcost profile --budget 20s     the same in a hurry: fewer operators of other networks
       hwcost profile --device rpi4    on a Pi 4: measure; elsewhere: an estimate that says so
+      hwcost profile --device rpi4 --ssh pi@raspberrypi.local
+                                      measure that Pi 4, which needs Python with numpy and onnxruntime
+      hwcost profile --device my-board --ssh me@board:2222 --python /srv/venv/bin/python
+                                      measure whatever that is, and call it so
 
     An interrupted measurement resumes when the same command is run again.
     """
-    from hwcost.devices import HOST, load_device, runs_here
-    from hwcost.machine import host_device_name
+    from hwcost.devices import HOST
+    from hwcost.machine import facts_here, host_device_name
     from hwcost.ops import Precision
     from hwcost.report import profile_document, show_profile
     from hwcost.sampling import default_operators, prior_operators
 
     wanted = tuple(map(Precision.parse, precisions)) or None
-    known = None if device == HOST else load_device(device)
-    name = host_device_name() if known is None else known.name
+    facts = facts_here() if remote is None else remote.facts()
+    known, measured = _device(device, facts, remote)
+    name = host_device_name(facts) if device == HOST else device
     target = out or PROFILES / f"{name}.json"
-    if known is None or runs_here(known):
+    if measured:
         from hwcost.measure import profile_machine
         from hwcost.model import read_model
         from hwcost.whole import affordable_networks
@@ -194,13 +209,16 @@ def profile(
         made = _measure(
             target,
             threads,
+            remote,
             partial(
                 profile_machine,
                 default_operators(images, seed, 0),
                 device=name,
                 precisions=wanted,
                 sampled=prior_operators(seed, samples or 0),
-                exact=[(op, precision) for model in models for _, op, precision in read_model(model).layers],
+                exact=[
+                    (op, precision) for model in models for _, op, precision in read_model(model, runtime=remote).layers
+                ],
                 networks=affordable_networks(budget) if samples is None and wanted is None else 0,
                 widen=samples is None,
                 passes=passes,
@@ -210,13 +228,13 @@ def profile(
                 skip_unsupported=True,
             ),
         )
-    elif threads == 1 and not models:
+    elif known is not None and threads == 1 and not models:
         operators = default_operators(images, seed, _ESTIMATED if samples is None else samples)
         made = _estimate(known, target, operators, wanted)
     else:
         raise click.UsageError(
-            f"{name} is not this machine, and an estimate is for one thread and no model: leave out --threads and "
-            "--model"
+            f"{name} is not this machine, and an estimate is for one thread and no model: measure one with --ssh, or "
+            "leave out --threads and --model"
         )
     if as_json:
         print_json(profile_document(made, target))
@@ -224,8 +242,30 @@ def profile(
         show_profile(made, target)
 
 
-def _measure(target: Path, threads: int, measured: Callable[..., "Profile"]) -> "Profile":
-    """Time this machine, in processes of their own, keeping a journal beside the profile until that is written.
+def _device(name: str, facts: "Facts", remote: "Ssh | None") -> tuple["DeviceClass | None", bool]:
+    """The class of that name, None where a machine is measured whatever it is; and whether it is measured.
+
+    Raises `UnknownDeviceError`, and `MeasurementError` where the machine at the other end is of another class.
+    """
+    from hwcost.devices import HOST, check_name, class_of, known_devices, load_device, runs_here
+
+    if name == HOST or (remote is not None and name not in known_devices()):
+        check_name(name)
+        return None, True
+    known = load_device(name)
+    if runs_here(known, facts):
+        return known, True
+    if remote is not None:
+        other = class_of(facts)
+        raise MeasurementError(
+            f"--device {name} is for a {known.description}, {remote.target} is a {facts.cpu}: to measure it all the "
+            f"same, give it another name, like --device {other or 'my-board'}, or --device {HOST}"
+        )
+    return known, False
+
+
+def _measure(target: Path, threads: int, remote: "Ssh | None", measured: Callable[..., "Profile"]) -> "Profile":
+    """Time a machine, in processes of their own, keeping a journal beside the profile until that is written.
 
     `measured` is `profile_machine`, all but where the timings come from. Operators that an older profile of this
     machine has and this one does not are kept; a measured profile of another machine is never replaced (`ProfileError`,
@@ -234,18 +274,20 @@ def _measure(target: Path, threads: int, measured: Callable[..., "Profile"]) -> 
     from hwcost.machine import detect_machine
     from hwcost.pipe import Piped
     from hwcost.profiles import write_profile
+    from hwcost.runtime import UnusableError
 
     older = standing_measurements(target)
     if older is not None:
-        older.check_same_machine(detect_machine(threads))
+        older.check_same_machine(detect_machine(threads, remote.facts() if remote else None))
     journal = target.with_name(f"{target.name}.partial.jsonl")
     if journal.exists():
         note(f"resuming the measurement that {journal} holds")
     try:
-        with progress("Measuring") as report, Piped() as runtime:
-            made = measured(journal=journal, progress=report, runtime=runtime, say=note)
-    except KeyboardInterrupt:
-        note(f"what was timed so far is in {journal}: run the same command again to go on from there")
+        with progress(f"Measuring {remote.target}" if remote else "Measuring") as report, Piped() as here:
+            made = measured(journal=journal, progress=report, runtime=remote or here, say=note)
+    except (KeyboardInterrupt, UnusableError):
+        if journal.exists():
+            note(f"what was timed so far is in {journal}: run the same command again to go on from there")
         raise
     if older is not None:
         made = made.with_rows_of(older)
@@ -275,7 +317,7 @@ def _estimate(
     note(
         f"{device.name} is not this machine, so nothing was timed: {target} holds estimates from an analytic model of "
         f"{device.description}. They are good for ratios and ranking, each within a wide interval, not for "
-        "milliseconds. To measure for real, run the same command on the board."
+        "milliseconds. To measure for real, run the same command on the board, or here with --ssh USER@BOARD."
     )
     return made
 
@@ -364,6 +406,7 @@ def predict(
     "--passes", type=click.IntRange(1, 100), default=3, show_default=True, help="Sessions; the fastest run counts."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the inputs.")
+@ssh_options
 @json_option
 def check(
     model: Path,
@@ -374,13 +417,15 @@ def check(
     time: float,
     passes: int,
     seed: int,
+    remote: "Ssh | None",
     as_json: bool,
 ) -> None:
-    """Predict a model, run it here, and show both; the profile has to be of this machine.
+    """Predict a model, run it here or over ssh, and show both; the profile has to be of the machine that runs it.
 
     \b
-    Example:
+    Examples:
       hwcost check model.onnx --profile profiles/<this machine>.json
+      hwcost check model.onnx --profile profiles/rpi4.json --ssh pi@raspberrypi.local
     """
     from hwcost.check import check_model
     from hwcost.pricing import load_cost_model
@@ -396,6 +441,7 @@ def check(
             seconds=time,
             passes=passes,
             seed=seed,
+            runtime=remote,
         )
     _expect_bits(checked.prediction, bits)
     _warn(checked.prediction)

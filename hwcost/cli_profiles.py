@@ -4,18 +4,21 @@
 """
 
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
-from hwcost.console import file_type, json_option, print_json, print_table, progress, writing
+from hwcost.console import file_type, json_option, note, print_json, print_table, progress, writing
 from hwcost.errors import ProfileError, QuantityError
 from hwcost.units import parse_seconds
 
 if TYPE_CHECKING:
     from hwcost.profiles import Int8Form, Profile
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 PROFILES: Final = Path("profiles")
 """Where profiles lie unless the reader says otherwise."""
 
@@ -36,6 +39,38 @@ def _share(_: click.Context, __: click.Parameter, text: str | None) -> float | N
     if share is None or (text is not None and text.endswith("%") and 0 <= share < 1):
         return share
     raise click.BadParameter(f"a share is a percentage from 0% and below 100%, like 2%; got {text!r}")
+
+
+def ssh_options(command: _Command) -> _Command:
+    """What reaches another machine; the command gets it as `remote`, None where it is about this machine."""
+
+    @wraps(command)
+    def connected(
+        *args: Any, ssh: str | None, settings: tuple[str, ...], config: Path | None, python: str | None, **more: Any
+    ) -> Any:
+        if ssh is None:
+            if settings or config or python:
+                raise click.UsageError("--ssh-option, --ssh-config and --python are about another machine: add --ssh")
+            return command(*args, remote=None, **more)
+        from hwcost.ssh import Ssh
+
+        with Ssh(ssh, python=python or "python3", options=settings, config=config, say=note) as remote:
+            return command(*args, remote=remote, **more)
+
+    for option in (
+        click.option(
+            "--python", metavar="PATH", help="The Python there, with numpy and onnxruntime.  [default: python3]"
+        ),
+        click.option("--ssh-config", "config", type=file_type(dir_okay=False), help="In the place of ~/.ssh/config."),
+        click.option(
+            "--ssh-option", "settings", multiple=True, metavar="NAME=VALUE", help="An option of ssh's; repeatable."
+        ),
+        click.option(
+            "--ssh", metavar="USER@HOST[:PORT]", help="Time on this machine, through ssh: a name ssh knows will do."
+        ),
+    ):
+        connected = option(connected)
+    return cast(_Command, connected)
 
 
 def standing_measurements(target: Path) -> "Profile | None":
@@ -81,24 +116,30 @@ def show(profile_path: Path, plot: Path | None, as_json: bool) -> None:
 @click.command()
 @json_option
 def devices(as_json: bool) -> None:
-    """List the device classes, and mark what this machine is.
+    """List the device classes, say which one this machine is, and how each one's profile comes about.
 
     \b
     Example:
       hwcost devices
     """
     from hwcost.devices import HOST, known_devices, load_device, runs_here
-    from hwcost.machine import detect_machine, host_device_name
+    from hwcost.machine import facts_here, host_device_name
 
-    machine = detect_machine()
-    here = f"{machine.cpu}, {machine.cores} cores; its profile is named {host_device_name()}"
-    entries = [(HOST, here, True)]
-    entries += [(known.name, known.description, runs_here(known)) for known in map(load_device, known_devices())]
+    facts = facts_here()
+    here = f"{facts.cpu}, {facts.cores} cores; its profile is named {host_device_name(facts)}"
+    entries = [(HOST, here, True, ["measured here", "over ssh"])]
+    for known in map(load_device, known_devices()):
+        mine = runs_here(known, facts)
+        ways = ["measured here"] * mine + ["over ssh"] + ["estimated"] * (not mine and known.estimate is not None)
+        entries.append((known.name, known.description, mine, ways))
     if as_json:
-        names = ("name", "description", "this_machine")
+        names = ("name", "description", "this_machine", "ways")
         print_json({"devices": [dict(zip(names, entry, strict=True)) for entry in entries]})
     else:
-        rows = [(name, text, "measured here" if mine else "estimated here") for name, text, mine in entries]
+        rows = [
+            (f"{name} (this machine)" if mine and name != HOST else name, text, " or ".join(ways))
+            for name, text, mine, ways in entries
+        ]
         print_table("Devices:", ("name", "description", "by `hwcost profile`"), rows)
 
 

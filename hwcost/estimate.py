@@ -9,8 +9,8 @@ a fixed cost per node. Not modelled: threads, shapes that fill a kernel's tiles 
 
 from collections.abc import Iterable, Sequence
 
-from hwcost.devices import DeviceClass, ElementClass, IntervalClass, KernelClass, NumberFormat
-from hwcost.errors import UnsupportedPrecisionError
+from hwcost.devices import DeviceClass, ElementClass, IntervalClass, KernelClass, NumberFormat, Rates
+from hwcost.errors import UnknownDeviceError, UnsupportedPrecisionError
 from hwcost.graph import supported_precisions
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision, bytes_moved
 from hwcost.profiles import Machine, Profile, Realisation, Row
@@ -18,6 +18,16 @@ from hwcost.profiles import Machine, Profile, Realisation, Row
 _WEIGHT_ONLY = (Precision(8, 32), Precision(4, 32), Precision(2, 32))
 _TRANSCENDENTAL = ("sigmoid", "hardswish", "hardsigmoid", "tanh")
 _TRANSCENDENTAL_NODES = ("Softmax", "Erf", "Exp", "Log", "Pow", "Elu", "Softplus", "Gelu", "QuickGelu", "LRN")
+
+
+def _rates(device: DeviceClass) -> Rates:
+    """What an estimate of this class rests on; raises `UnknownDeviceError` where there is nothing."""
+    if device.estimate is None:
+        raise UnknownDeviceError(
+            f"an estimate rests on rates of the runtime's kernels, there are none for {device.name}: measure one, "
+            f"`hwcost profile --device {device.name}` on it or with --ssh USER@HOST"
+        )
+    return device.estimate
 
 
 def _kernel_class(op: Conv | Gemm) -> KernelClass:
@@ -47,19 +57,20 @@ def estimate_latency(device: DeviceClass, op: Operator, precision: Precision) ->
 
     `precision` is float, int8, or (Gemm) weight-only, which dequantises its weights on every run and then is float.
     """
+    rates = _rates(device)
     number_format: NumberFormat = "int8" if precision.activation_bits == 8 else "float"
     if isinstance(op, Boundary) and op.function == "reshape":
-        return device.node_overhead_s
-    per_element = device.cycles_per_element[number_format]
+        return rates.node_overhead_s
+    per_element = rates.cycles_per_element[number_format]
     if isinstance(op, Conv | Gemm):
-        cycles = device.calibration * op.macs / device.macs_per_cycle[number_format][_kernel_class(op)]
+        cycles = rates.calibration * op.macs / rates.macs_per_cycle[number_format][_kernel_class(op)]
     elif isinstance(op, Node) and op.macs:
-        cycles = device.calibration * op.macs / device.macs_per_cycle[number_format]["gemm"]
+        cycles = rates.calibration * op.macs / rates.macs_per_cycle[number_format]["gemm"]
     else:
         element_class, amount = _element_work(op)
         cycles = per_element[element_class] * amount
     memory_s = bytes_moved(op, precision) / device.memory_bytes_per_s
-    latency_s = max(cycles / device.clock_hz, memory_s) + device.node_overhead_s
+    latency_s = max(cycles / device.clock_hz, memory_s) + rates.node_overhead_s
     if precision in _WEIGHT_ONLY:
         unpacked_s = 2 * 4 * op.weights / device.memory_bytes_per_s
         latency_s += max(per_element["dequantise_weight"] * op.weights / device.clock_hz, unpacked_s)
@@ -82,7 +93,7 @@ def _interval_class(op: Operator, precision: Precision) -> IntervalClass:
 
 def _row(device: DeviceClass, op: Operator, precision: Precision) -> Row:
     latency_s = estimate_latency(device, op, precision)
-    factor = device.interval_factor[_interval_class(op, precision)]
+    factor = _rates(device).interval_factor[_interval_class(op, precision)]
     return Row(
         operator=op,
         precision=precision,
@@ -94,13 +105,19 @@ def _row(device: DeviceClass, op: Operator, precision: Precision) -> Row:
     )
 
 
+def _rates_first(entry: tuple[str, str]) -> tuple[bool, str]:
+    return entry[0] not in Rates.model_fields, entry[0]
+
+
 def estimate_profile(
     device: DeviceClass, operators: Iterable[Operator], *, precisions: Sequence[Precision] | None = None
 ) -> Profile:
     """A profile of `device` for one thread, every row `source: estimated`; the same input gives the same bytes.
 
-    Raises `UnsupportedPrecisionError` where no operator has any of `precisions` (all that have a kernel by default).
+    Raises `UnknownDeviceError` for a class without rates, and `UnsupportedPrecisionError` where no operator has any of
+    `precisions` (all that have a kernel by default).
     """
+    rates = _rates(device)
     rows = tuple(
         _row(device, op, precision)
         for op in dict.fromkeys(operators)
@@ -134,13 +151,13 @@ def estimate_profile(
             cache_bytes=dict(device.cache_bytes),
             system="no board: analytic model",
         ),
-        int8_form=device.int8_form,
-        run_overhead_s=device.run_overhead_s,
+        int8_form=rates.int8_form,
+        run_overhead_s=rates.run_overhead_s,
         noise_floor=0.0,
         notes=(
             f"estimated, not measured: an analytic model of {device.description}, one thread; use it for ratios and "
             "ranking. To measure, run the same command on the board.",
-            *(f"{field}: {source}" for field, source in sorted(device.sources.items())),
+            *(f"{field}: {source}" for field, source in sorted(device.sources.items(), key=_rates_first)),
         ),
         realisations=unpacked,
         rows=rows,

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,7 +35,9 @@ LOCAL: Final = (sys.executable, "-P", str(agent.__file__))
 _REQUEST_S: Final = 60.0
 """Seconds after which a request hangs."""
 _GRACE_S: Final = 5.0
-_END_S: Final = 2.0
+_END_S: Final = 1.0
+_MOST_COMPLAINTS: Final = 20
+_LONGEST_COMPLAINT: Final = 500
 _START_S: Final = 120.0
 _SIGNALLED: Final = 128
 _Valid = TypeVar("_Valid")
@@ -96,7 +99,7 @@ _SECONDS: Final[TypeAdapter[float]] = TypeAdapter(Annotated[float, Field(gt=0, s
 
 
 @dataclass
-class _Frame:
+class Frame:
     """A request under construction: its head, and its blobs by digest, each once."""
 
     head: dict[str, Any]
@@ -113,14 +116,14 @@ class _Frame:
         return {"dtype": value.dtype.str, "shape": value.shape, "blob": self.add(value.tobytes())}
 
 
-def _frame(do: str, given: Given, feeds: Mapping[str, Array], **more: Any) -> _Frame:
+def _frame(do: str, given: Given, feeds: Mapping[str, Array], **more: Any) -> Frame:
     """A request to do something with a model; weights with the same base refer to it."""
     try:
         model = given.model.read_bytes() if isinstance(given.model, Path) else given.model
         files = _files_beside(given, model)
     except OSError as error:
         raise RefusedError(str(error)) from error
-    frame = _Frame({"do": do, "threads": given.threads, "optimise": given.optimise, **more})
+    frame = Frame({"do": do, "threads": given.threads, "optimise": given.optimise, **more})
     frame.head["model"] = frame.add(model)
     frame.head["feeds"] = {name: frame.array(value) for name, value in feeds.items()}
     if given.settings:
@@ -151,16 +154,23 @@ class Piped:
     A request may last `request_s`. Subclass it where the way there is another one, or for further commands.
     """
 
+    errors: int | None = None
+    """Where a process writes what it complains of: None is where this one does, `PIPE` keeps it in `complaints`."""
+    end_s: float = 2.0
+    """How long a process may take to end once its input did."""
+
     def __init__(self, command: Sequence[str] = LOCAL, request_s: float = _REQUEST_S) -> None:
         self.command, self._request_s = tuple(command), request_s
+        self.complaints: deque[str] = deque(maxlen=_MOST_COMPLAINTS)
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.SimpleQueue[tuple[dict[str, Any], list[bytes]] | str] = queue.SimpleQueue()
         self._store = Store()
+        self._overhears: threading.Thread | None = None
 
     # --- what a Runtime does
 
     def facts(self) -> Facts:
-        answer, _ = self.ask(_Frame({"do": "facts"}))
+        answer, _ = self.ask(Frame({"do": "facts"}))
         return self._valid(TypeAdapter(Facts), answer)
 
     def renew(self) -> None:
@@ -193,8 +203,11 @@ class Piped:
 
     # --- the conversation
 
-    def ask(self, frame: _Frame, most_s: float | None = None) -> tuple[JsonValue, list[bytes]]:
+    def ask(self, frame: Frame, most_s: float | None = None) -> tuple[JsonValue, list[bytes]]:
         """The answer and its blobs; raises as `Runtime` says, and `UnusableError` where no process starts."""
+        return self._ask(frame, most_s)
+
+    def _ask(self, frame: Frame, most_s: float | None = None) -> tuple[JsonValue, list[bytes]]:
         process = self._process or self._start()
         blobs = [(digest, len(blob), digest not in self._store) for digest, blob in frame.blobs.items()]
         line = json.dumps({**frame.head, "blobs": blobs}, allow_nan=False)
@@ -227,7 +240,7 @@ class Piped:
 
     def load(self) -> Loaded:
         """Make the process load the libraries; raises `EndedError` where that ends it."""
-        answer, _ = self.ask(_Frame({"do": "load"}), _START_S)
+        answer, _ = self._ask(Frame({"do": "load"}), _START_S)
         return self._valid(TypeAdapter(Loaded), answer)
 
     def _valid(self, kind: TypeAdapter[_Valid], answer: JsonValue) -> _Valid:
@@ -266,6 +279,10 @@ class Piped:
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, start_new_session=True
         )
         self._answers, self._store = queue.SimpleQueue(), Store()
+        self.complaints.clear()
+        if process.stderr is not None:
+            self._overhears = threading.Thread(target=_overhear, args=(process.stderr, self.complaints), daemon=True)
+            self._overhears.start()
         assert process.stdin is not None and process.stdout is not None
         threading.Thread(target=_listen, args=(process.stdout, self._answers), daemon=True).start()
         try:
@@ -279,9 +296,6 @@ class Piped:
             raise self._nonsense(f"it does not speak version {VERSION} of this package's agent") from None
         return process
 
-    errors: IO[bytes] | None = None
-    """Where a process writes what it complains of; None is where this one does."""
-
     def _receive(self, seconds: float) -> tuple[dict[str, Any], list[bytes]]:
         try:
             answer = self._answers.get(timeout=seconds + _GRACE_S)
@@ -294,7 +308,11 @@ class Piped:
     def _ended(self, how: str) -> EndedError:
         """Ends the process, if it has not ended, and says how it did."""
         code = self.stop()
-        return EndedError(how or ended(code))
+        return self.how_it_ended(code) if not how else EndedError(how)
+
+    def how_it_ended(self, code: int) -> EndedError:
+        """The error for a process that ended by itself."""
+        return EndedError(ended(code))
 
     def stop(self) -> int:
         """The exit code of the process, which is no more."""
@@ -305,16 +323,26 @@ class Piped:
         with suppress(OSError):  # where it is gone already
             process.stdin.close()
         try:
-            return process.wait(_END_S)
+            code = process.wait(self.end_s)
         except subprocess.TimeoutExpired:
             process.kill()
-            return process.wait()
+            code = process.wait()
+        if self._overhears is not None:
+            self._overhears.join(_END_S)
+        return code
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _overhear(stream: IO[bytes], complaints: "deque[str]") -> None:
+    with stream:
+        for line in stream:
+            if text := line.decode("utf-8", errors="replace").strip():
+                complaints.append(text[:_LONGEST_COMPLAINT])
 
 
 def ended(code: int) -> str:

@@ -31,6 +31,7 @@ from hwcost.ops import INT8, Operator, Precision
 # 2: any node is an operator; concatenation and softmax are such nodes. 1: first version.
 PROFILE_VERSION: Final = 2
 
+DEVICE_NAME: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 _MOST_BYTES: Final = 2**28
 
 Source = Literal["measured", "emulated", "estimated", "imported"]
@@ -149,7 +150,7 @@ class Profile(BaseModel):
 
     format: Literal["hwcost-profile"] = "hwcost-profile"
     version: Literal[2] = PROFILE_VERSION
-    device: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    device: str = Field(pattern=DEVICE_NAME)
     created: str
     machine: Machine
     int8_form: Int8Form

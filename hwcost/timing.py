@@ -141,8 +141,11 @@ class Timings:
     def survey(self, wanted: Survey) -> Site:
         """What is to be known before measuring; raises `MeasurementError` where no int8 kernel is exact."""
         facts = cool_down(self.runtime.facts, self.say, self.sleep)
+        warnings = quietness(facts)
+        for warning in warnings:
+            self.say(warning)
         form = choose_int8_form(self.runtime, threads=wanted.threads, seed=wanted.seed)
-        return Site(machine=detect_machine(wanted.threads, facts), warnings=quietness(facts), int8_form=form)
+        return Site(machine=detect_machine(wanted.threads, facts), warnings=warnings, int8_form=form)
 
     def _timed(self, task: Task) -> Timing:
         kernels = [self._prepared(task, *request) for request in task.requests]

@@ -133,7 +133,7 @@ def _notes(device: DeviceClass) -> tuple[str, ...]:
         f"({emulation.qemu_cpu}) and priced by llvm-mca ({emulation.mca_cpu}); use it for ratios and ranking, not for "
         "milliseconds. To measure, run the same command on the board.",
         f"calibration: {emulation.calibration:g} wall-clock cycles per traced cycle; "
-        f"{device.sources.get('calibration', 'assumed')}",
+        emulation.calibrated_by,
         f"intervals: a factor of {emulation.interval_factor:g}, {emulation.memory_interval_factor:g} where memory is the "
         "limit; not modelled: caches, threads, throttling",
     )
