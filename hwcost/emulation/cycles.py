@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hwcost.emulation.instructions import NOTHING, disassemble, simulated
+from hwcost.emulation.instructions import NOTHING, disassemble, simulated, vector_name
 from hwcost.errors import MeasurementError
 
 CONTEXT: Final = 192
@@ -73,6 +73,23 @@ class Trace:
             keys = (sums[1:] - sums[starts]) * inverses[starts]
         return cls(found, sequence, keys, starts)
 
+    @classmethod
+    def read(cls, path: Path) -> "Trace":
+        """What the plugin wrote; raises `MeasurementError` where it is cut off."""
+        numbers = np.fromfile(path, np.uint32)
+        blocks: list[Words] = []
+        place = 1
+        try:
+            while len(blocks) < int(numbers[0]):
+                end = place + 1 + int(numbers[place])
+                if end > len(numbers):
+                    raise IndexError
+                blocks.append(tuple(numbers[place + 1 : end].tolist()))
+                place = end
+            return cls.of(blocks, numbers[place:])
+        except IndexError:
+            raise MeasurementError(f"a trace is whole, {path.name} is cut off: free some space and try again") from None
+
     @property
     def instructions(self) -> int:
         return sum(self.words().values())
@@ -89,26 +106,6 @@ class Trace:
         """How often each key occurs."""
         keys, counts = np.unique(self.keys, return_counts=True)
         return dict(zip(keys.tolist(), counts.tolist(), strict=True))
-
-
-@dataclass
-class TraceReader:
-    """Reads the traces that one process wrote, in their order: each lists all blocks so far, most of them known."""
-
-    _blocks: list[Words] = field(default_factory=list)
-    _place: int = 1
-
-    def read(self, path: Path) -> Trace:
-        """The trace at `path`; raises `MeasurementError` where it is cut off."""
-        numbers = np.fromfile(path, np.uint32)
-        try:
-            while len(self._blocks) < int(numbers[0]):
-                end = self._place + 1 + int(numbers[self._place])
-                self._blocks.append(tuple(numbers[self._place + 1 : end].tolist()))
-                self._place = end
-            return Trace.of(self._blocks, numbers[self._place :])
-        except IndexError:
-            raise MeasurementError(f"a trace is whole, {path.name} is cut off: free some space and try again") from None
 
 
 def _powers(base: np.uint64, count: int) -> Numbers:
@@ -153,12 +150,12 @@ class Core:
         net = Counter(many.counts())
         net.subtract(few.counts())
         wanted = {key for key, count in net.items() if count}
-        costs = self._simulated_costs(few, wanted)
-        costs.update(self._simulated_costs(many, wanted))
+        costs = self._simulated_costs(many, wanted)
+        costs.update(self._simulated_costs(few, wanted - costs.keys()))
         return sum(net[key] * costs[key] for key in wanted)
 
     def names_between(self, few: Trace, many: Trace) -> Counter[str]:
-        """How often each kind of instruction is executed more in `many` than in `few`."""
+        """How often each kind of vector instruction is executed more in `many` than in `few`; empty: all others."""
         net = many.words()
         net.subtract(few.words())
         self._learn(net)
@@ -169,7 +166,7 @@ class Core:
 
     def _learn(self, words: Counter[int] | set[int]) -> None:
         for word, text in disassemble((word for word in words if word not in self._texts), self.llvm_mc).items():
-            self._texts[word], self._names[word] = simulated(text, self.slow_calls), text.partition(" ")[0]
+            self._texts[word], self._names[word] = simulated(text, self.slow_calls), vector_name(text)
 
     def _simulated_costs(self, trace: Trace, wanted: set[int]) -> dict[int, int]:
         """The cost of each of these keys that occurs in the trace, where it first does."""

@@ -1,7 +1,7 @@
 """Packages of another architecture, unpacked into a folder: what this system has installed is not touched.
 
-apt reads the system's own list of archives under a configuration of its own, so signatures are checked as ever, and what
-depends on what is apt's to say.
+apt reads the system's own list of archives under a configuration of its own, so signatures are checked as ever, and
+what depends on what is apt's to say.
 """
 
 import os

@@ -22,7 +22,7 @@ _ATTRIBUTES: Final = "+v8.2a,+dotprod,+fullfp16,+crypto,+lse"
 _WIDENING: Final = frozenset(
     f"{sign}{name}{half}" for sign in "su" for name in ("mlal", "mull", "adalp") for half in ("", "2")
 )
-PRODUCTS: Final = _WIDENING | {"fmla", "fmul", "sdot", "udot", "usdot", "smmla", "ummla", "usmmla", "mla", "mul"}
+PRODUCTS: Final = _WIDENING | {"fmla", "sdot", "udot", "usdot", "smmla", "ummla", "usmmla", "mla"}
 """Instructions that multiply vectors or add up their products: which of them run says which kernel it is."""
 _LEAST_SHARE: Final = 0.1
 
@@ -56,6 +56,12 @@ def simulated(text: str, slow_calls: bool = False) -> tuple[str, ...]:
     if match := _BEFORE.fullmatch(text):
         return _moved(match["base"], match["by"]), f"{match['what']}[{match['base']}]"
     return (text,)
+
+
+def vector_name(text: str) -> str:
+    """The name of an instruction on vectors, empty for any other."""
+    name, _, operands = text.partition(" ")
+    return name if operands.startswith("v") else ""
 
 
 def _moved(base: str, by: str) -> str:

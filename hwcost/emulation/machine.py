@@ -1,8 +1,8 @@
 """onnxruntime on an emulated device: one more `Runtime`, whose stopwatch counts cycles of the device's core.
 
 The agent runs under QEMU's user-mode emulation as the device's CPU, so the runtime chooses and runs the kernels that it
-would choose there, and its answers are real. Wall clock under an emulator says nothing: the executed instructions of one
-run are priced by a model of the core instead (`hwcost.emulation.cycles`), times the device's calibration.
+would choose there, and its answers are real. Wall clock under an emulator says nothing: the executed instructions of
+one run are priced by a model of the core instead (`hwcost.emulation.cycles`), times the device's calibration.
 """
 
 import os
@@ -15,8 +15,8 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from hwcost.devices import DeviceClass, Emulation
-from hwcost.emulation.cycles import Core, Trace, TraceReader
-from hwcost.emulation.tools import Tools
+from hwcost.emulation.cycles import Core, Trace
+from hwcost.emulation.tools import GUEST, Tools
 from hwcost.errors import MeasurementError
 from hwcost.pipe import Piped, _frame
 from hwcost.runtime import Array, Given
@@ -40,7 +40,6 @@ class Emulated(Piped):
             tools.program("llvm-mca"),
             tools.program("llvm-mc"),
         )
-        self._reader = TraceReader()
         super().__init__(
             (
                 *("env", "-i", "PYTHONHASHSEED=0", "PYTHONDONTWRITEBYTECODE=1", "OPENBLAS_NUM_THREADS=1"),
@@ -48,7 +47,7 @@ class Emulated(Piped):
                 *(tools.program("setarch"), os.uname().machine, "--addr-no-randomize"),
                 *(tools.program("qemu-aarch64"), "-L", str(root), "-cpu", self.emulation.qemu_cpu),
                 *("-plugin", f"{tools.plugin},folder={self._folder}"),
-                *(str(tools.python(root)), str(tools.guest), "--alone"),
+                *(str(tools.python(root)), str(root / GUEST), "--alone"),
             ),
             _REQUEST_S,
         )
@@ -57,13 +56,10 @@ class Emulated(Piped):
         """What one run executes, in a session that has run before; one thread."""
         if given.threads != 1:
             raise MeasurementError(f"an emulated device has one thread, got {given.threads}: leave --threads out")
-        before = self._process
         number = self._valid(_NUMBER, self.ask(_frame("trace", given, feeds))[0])
-        if self._process is not before:
-            self._reader = TraceReader()
         path = self._folder / f"{number}.trace"
         try:
-            return self._reader.read(path)
+            return Trace.read(path)
         except OSError as error:
             raise MeasurementError(
                 f"the emulator writes a trace to {path}, got {error.strerror}: run `hwcost emulator --install` again"
@@ -75,6 +71,10 @@ class Emulated(Piped):
         """Of that many traced cycles, on the device's clock."""
         return self.emulation.calibration * cycles / self._device.clock_hz
 
+    def cycles(self, seconds: float) -> float:
+        """Traced cycles that last so long."""
+        return seconds * self._device.clock_hz / self.emulation.calibration
+
     def seconds_between(self, few: Trace, many: Trace) -> tuple[float, dict[str, int]]:
         """By how much the second run takes longer, and how often it executes each kind of instruction more often."""
         return self.seconds(self._core.cycles_between(few, many)), dict(self._core.names_between(few, many))
@@ -82,10 +82,6 @@ class Emulated(Piped):
     def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
         """Emulated seconds of one run, the same at every call; `seconds` of trying are not needed."""
         return self.seconds(self._core.cycles(self.trace(given, feeds)))
-
-    def stop(self) -> int:
-        self._reader = TraceReader()
-        return super().stop()
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()

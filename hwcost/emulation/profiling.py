@@ -8,7 +8,7 @@ good for ratios and ranking; each says `emulated` and names the instructions tha
 
 import hashlib
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from hwcost.journal import Conditions, Journal
 from hwcost.kernels import Kernel, copies, prepare
 from hwcost.machine import detect_machine
 from hwcost.measure import unpacked_realisations
+from hwcost.model import read_model
 from hwcost.ops import INT8, Elementwise, Operator, Precision, bytes_moved, key
 from hwcost.profiles import Int8Form, Machine, Profile, Row
 from hwcost.runtime import EndedError, Given, UnusableError, refusals
@@ -42,7 +43,7 @@ def emulate_profile(
     operators: Sequence[Operator],
     *,
     sampled: Sequence[Operator] = (),
-    exact: Iterable[Request] = (),
+    models: Sequence[Path] = (),
     precisions: Sequence[Precision] | None = None,
     seed: int = 0,
     journal: Path | None = None,
@@ -51,10 +52,10 @@ def emulate_profile(
 ) -> Profile:
     """A profile of these operators at every precision that has a kernel, or at those of `precisions`; one thread.
 
-    `sampled` stand for those of other networks, and are run on the kernels too that a runtime chooses for these;
-    `exact` is run just so. `journal` is a file to resume from, left there for the caller to delete. Operators that the
-    runtime refuses are left out, and a note says how many. Raises `MeasurementError` where emulation's tools are
-    missing, and `UnsupportedPrecisionError` where nothing is left to run.
+    `sampled` stand for those of other networks, and are run on the kernels too that a runtime chooses for these; what
+    `models` execute there is run just so. `journal` is a file to resume from, left there for the caller to delete.
+    Operators that the runtime refuses are left out, and a note says how many. Raises `MeasurementError` where
+    emulation's tools are missing, and `UnsupportedPrecisionError` where nothing is left to run.
     """
     emulation, tools = emulation_of(device), tools or Tools.here()
     tools.check()
@@ -63,6 +64,7 @@ def emulate_profile(
         form = choose_int8_form(runtime, seed=seed)
         requests = [(op, precision) for op in operators for precision in supported_precisions(op)]
         requests += [request for op in sampled for request in sampled_requests(op, form)]
+        exact = [(op, precision) for model in models for _, op, precision in read_model(model, runtime=runtime).layers]
         requests = [*exact, *(one for one in requests if precisions is None or one[1] in precisions)]
         wanted = tuple(dict.fromkeys((op, _usual(precision, form)) for op, precision in requests))
         if not wanted:
@@ -70,7 +72,7 @@ def emulate_profile(
                 f"an emulated profile holds precisions that have a kernel, got {', '.join(map(str, precisions or ()))} "
                 "for operators that have none of these: ask for w8a8, narrower weights run on its kernels"
             )
-        about = (machine.fingerprint, machine.system, emulation.model_dump_json(), tools.folder.name)
+        about = (machine.fingerprint, machine.system, emulation.model_dump_json(), tools.name)
         fingerprint = hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
         with Journal(journal, Conditions(fingerprint=fingerprint, int8_form=form, seed=seed)) as book:
             for place, request in enumerate(wanted):
@@ -132,10 +134,9 @@ def _notes(device: DeviceClass) -> tuple[str, ...]:
         f"emulated, not measured: the runtime's own kernels for {device.description}, one thread, executed by QEMU "
         f"({emulation.qemu_cpu}) and priced by llvm-mca ({emulation.mca_cpu}); use it for ratios and ranking, not for "
         "milliseconds. To measure, run the same command on the board.",
-        f"calibration: {emulation.calibration:g} wall-clock cycles per traced cycle; "
-        emulation.calibrated_by,
-        f"intervals: a factor of {emulation.interval_factor:g}, {emulation.memory_interval_factor:g} where memory is the "
-        "limit; not modelled: caches, threads, throttling",
+        f"calibration: {emulation.calibration:g} wall-clock cycles per traced cycle; {emulation.calibrated_by}",
+        f"intervals: a factor of {emulation.interval_factor:g}, {emulation.memory_interval_factor:g} where memory is "
+        "the limit; not modelled: caches, threads, throttling",
     )
 
 

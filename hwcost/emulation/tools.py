@@ -39,12 +39,18 @@ PROGRAMS: Final = {
 _LIBRARIES: Final = ("onnxruntime", "numpy")
 _PLATFORMS: Final = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 _LAYOUT: Final = 1
-"""Raised when what lies in the cache folder changes without a file here changing."""
+"""Raised when the emulated system is put together in another way."""
+GUEST: Final = "hwcost/guest.py"
+"""Where the agent lies in an emulated machine."""
 Say = Callable[[str], None]
 
 
-def _emulation_file(*names: str) -> bytes:
+def _packaged(*names: str) -> bytes:
     return files("hwcost").joinpath(*names).read_bytes()
+
+
+def _digest(*contents: bytes) -> str:
+    return hashlib.blake2b(b"\0".join(contents), digest_size=4).hexdigest()
 
 
 def _cache() -> Path:
@@ -66,26 +72,24 @@ class Tools:
         """Of the libraries that run in the emulated machine: those that are installed here."""
         return {name: metadata.version(name) for name in _LIBRARIES}
 
-    @cached_property
+    @property
+    def name(self) -> str:
+        """What the emulated system holds: `1-onnxruntime1.32.0-numpy2.4.6`."""
+        return "-".join((str(_LAYOUT), *(f"{name}{version}" for name, version in self.versions.items())))
+
+    @property
     def folder(self) -> Path:
-        """Named after what determines its contents."""
-        digest = hashlib.blake2b(str(_LAYOUT).encode(), digest_size=4)
-        for names in (("emulation", "plugin", "trace.c"), ("emulation", "guest.py"), ("agent.py",)):
-            digest.update(_emulation_file(*names))
-        versions = "-".join(f"{name}{version}" for name, version in self.versions.items())
-        return self.cache / f"{versions}-{digest.hexdigest()}"
+        return self.cache / self.name
 
     @property
     def root(self) -> Path:
+        """The system that all emulated machines share."""
         return self.folder / "root"
 
-    @property
+    @cached_property
     def plugin(self) -> Path:
-        return self.folder / "trace.so"
-
-    @property
-    def guest(self) -> Path:
-        return self.folder / "guest.py"
+        """Compiled from the source of this version."""
+        return self.folder / f"trace-{_digest(_packaged('emulation', 'plugin', 'trace.c'))}.so"
 
     @staticmethod
     def python(root: Path) -> Path:
@@ -108,9 +112,11 @@ class Tools:
         """What `install` would bring, in words; nothing where all is there."""
         packages = self.missing_packages()
         found = [f"Debian packages {' '.join(packages)}"] if packages else []
-        if not self.folder.is_dir():
+        if not self.root.is_dir():
             libraries = " and ".join(f"{name} {version}" for name, version in self.versions.items())
             found.append(f"a system for aarch64 with {libraries} in {self.folder}")
+        if not self.plugin.is_file():
+            found.append(f"the tracing plugin {self.plugin.name}, compiled")
         return tuple(found)
 
     @staticmethod
@@ -128,10 +134,13 @@ class Tools:
             raise MeasurementError(f"emulation needs its tools, missing here: {'; '.join(missing)}: {INSTALL}")
 
     def machine(self, device: DeviceClass) -> Path:
-        """The root of an emulated machine of this class: what all share, and its own files about its processor."""
+        """The root of an emulated machine of this class: what all share, its own files about its processor, and the
+        agent, `GUEST`."""
         assert device.emulation is not None, "whoever emulates a class has asked whether it can be"
-        own = device.emulation.system_files(device.cores)
-        digest = hashlib.blake2b(repr(sorted(own.items())).encode(), digest_size=4).hexdigest()
+        own = {name: text.encode() for name, text in device.emulation.system_files(device.cores).items()}
+        own["hwcost/agent.py"] = _packaged("agent.py")
+        own[GUEST] = _packaged("emulation", "guest.py")
+        digest = _digest(*(part for name, data in sorted(own.items()) for part in (name.encode(), data)))
         target = self.folder / "machines" / f"{device.name}-{digest}"
         if not target.is_dir():
             target.parent.mkdir(exist_ok=True)
@@ -139,10 +148,10 @@ class Tools:
             made.chmod(0o755)
             for entry in self.root.iterdir():
                 made.joinpath(entry.name).symlink_to(entry)
-            for name, text in own.items():
+            for name, data in own.items():
                 path = made / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, text.encode())
+                write_atomically(path, data)
             _rename(made, target)
         return target
 
@@ -157,18 +166,22 @@ class Tools:
                 )
             say(f"installing {' '.join(packages)}")
             run(command)
-        if self.folder.is_dir():
-            return
-        self.cache.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=self.cache))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=self.folder))
         try:
-            self._make(made, say)
-            made.chmod(0o755)
-            _rename(made, self.folder)
+            if not self.root.is_dir():
+                self._make_root(made, say)
+                _rename(made / "root", self.root)
+            if not self.plugin.is_file():
+                say("compiling the tracing plugin")
+                source, built = made / "trace.c", made / "trace.so"
+                source.write_bytes(_packaged("emulation", "plugin", "trace.c"))
+                run(("gcc", "-O2", "-shared", "-fPIC", "-o", str(built), str(source)))
+                built.rename(self.plugin)
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
-    def _make(self, folder: Path, say: Say) -> None:
+    def _make_root(self, folder: Path, say: Say) -> None:
         root = folder / "root"
         root.mkdir()
         say("fetching a Python for aarch64 and the libraries under it from the system's package archive")
@@ -192,11 +205,6 @@ class Tools:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(packages)
         shutil.rmtree(wheels)
-        say("compiling the tracing plugin")
-        for name, source in (("agent.py", ("agent.py",)), ("guest.py", ("emulation", "guest.py"))):
-            write_atomically(folder / name, _emulation_file(*source))
-        write_atomically(folder / "trace.c", _emulation_file("emulation", "plugin", "trace.c"))
-        run(("gcc", "-O2", "-shared", "-fPIC", "-o", str(folder / "trace.so"), str(folder / "trace.c")))
 
 
 INSTALL: Final = "`hwcost emulator --install` says what it brings and brings it"
@@ -213,7 +221,8 @@ def run(command: Sequence[str], env: dict[str, str] | None = None) -> str:
     if done.returncode != 0:
         words = " ".join((done.stderr or done.stdout).split())[-400:]
         raise MeasurementError(
-            f"emulation is set up step by step, `{' '.join(command)[:200]}` failed: {words}: see whether it runs by hand"
+            f"emulation is set up step by step, `{' '.join(command)[:200]}` failed: {words}: "
+            "see whether it runs by hand"
         )
     return done.stdout
 

@@ -7,9 +7,11 @@
  *
  * The program marks a part by a system call that fails and does nothing: lseek(-1, number, MAGIC), with an odd number
  * where trace number / 2 begins and an even one where it ends. A trace is a file FOLDER/<number / 2>.trace of 32-bit
- * numbers, in the order of the machine: how many blocks the program has been translated to so far, then for each the
- * count of its instructions and they themselves, then the executed blocks, by their place in that list.
+ * numbers, in the order of the machine: how many distinct blocks were executed, then for each the count of its
+ * instructions and they themselves, then all executed blocks, by their place in that list.
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -17,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Of QEMU's interface, version 1, what is used here. */
 typedef uint64_t qemu_plugin_id_t;
@@ -47,8 +50,7 @@ struct numbers {
     size_t count, room;
 };
 
-static struct numbers blocks, executed;
-static uint32_t block_count;
+static struct numbers blocks, offsets, executed; /* offsets: where in blocks each one begins */
 static bool tracing;
 static unsigned int traced_cpu;
 static const char *folder;
@@ -75,28 +77,67 @@ static void on_executed(unsigned int cpu, void *place)
 
 static void on_translated(qemu_plugin_id_t id, struct qemu_plugin_tb *block)
 {
-    size_t count = qemu_plugin_tb_n_insns(block);
+    size_t count = qemu_plugin_tb_n_insns(block), number = offsets.count;
+    append(&offsets, (uint32_t)blocks.count);
     append(&blocks, (uint32_t)count);
     for (size_t place = 0; place < count; place++) {
         uint32_t word;
         memcpy(&word, qemu_plugin_insn_data(qemu_plugin_tb_get_insn(block, place)), sizeof word);
         append(&blocks, word);
     }
-    qemu_plugin_register_vcpu_tb_exec_cb(block, on_executed, NO_REGISTERS, (void *)(uintptr_t)block_count++);
+    qemu_plugin_register_vcpu_tb_exec_cb(block, on_executed, NO_REGISTERS, (void *)number);
+}
+
+/* Whole, also where a signal for the program interrupts a call. */
+static bool write_all(int file, const uint32_t *values, size_t count)
+{
+    const char *data = (const char *)values;
+    size_t left = count * sizeof *values;
+    while (left) {
+        ssize_t written = write(file, data, left);
+        if (written < 0 && errno != EINTR) {
+            return false;
+        }
+        if (written > 0) {
+            data += written;
+            left -= (size_t)written;
+        }
+    }
+    return true;
 }
 
 static void write_trace(uint64_t number)
 {
     char name[4096];
-    snprintf(name, sizeof name, "%s/%" PRIu64 ".trace", folder, number);
-    FILE *file = fopen(name, "wb");
-    bool written = file && fwrite(&block_count, sizeof block_count, 1, file) == 1 &&
-                   fwrite(blocks.values, sizeof *blocks.values, blocks.count, file) == blocks.count &&
-                   fwrite(executed.values, sizeof *executed.values, executed.count, file) == executed.count;
-    if (!file || fclose(file) || !written) {
-        fprintf(stderr, "trace: cannot write %s\n", name);
+    int file;
+    struct numbers used = {0};
+    uint32_t *places = calloc(offsets.count + 1, sizeof *places), distinct = 0;
+    if (!places) {
         abort();
     }
+    for (size_t step = 0; step < executed.count; step++) {
+        uint32_t block = executed.values[step];
+        if (!places[block]) {
+            const uint32_t *words = blocks.values + offsets.values[block];
+            places[block] = ++distinct;
+            for (uint32_t word = 0; word <= words[0]; word++) {
+                append(&used, words[word]);
+            }
+        }
+        executed.values[step] = places[block] - 1;
+    }
+    snprintf(name, sizeof name, "%s/%" PRIu64 ".trace", folder, number);
+    do {
+        file = open(name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    } while (file < 0 && errno == EINTR);
+    if (file < 0 || !write_all(file, &distinct, 1) || !write_all(file, used.values, used.count) ||
+        !write_all(file, executed.values, executed.count)) {
+        fprintf(stderr, "trace: cannot write %s: %s\n", name, strerror(errno));
+        abort();
+    }
+    close(file);
+    free(places);
+    free(used.values);
 }
 
 static void on_system_call(qemu_plugin_id_t id, unsigned int cpu, int64_t call, uint64_t file, uint64_t number,
