@@ -140,7 +140,12 @@ def predictors(document: dict[str, Any]) -> str:
         )
         for one in document["by_size"]
     ]
-    networks, profile = document["networks"], document["profile"]
+    single, networks, profile = document["kernels_of_networks"], document["networks"], document["profile"]
+    few = ", ".join(
+        f"{name} {percent(one['within_10'])} of {one['kernels']}"
+        for name, one in single["families"].items()
+        if one["within_10"] < 0.9 and one["kernels"] >= 5
+    )
     noise = sorted(one["noise"] for one in networks)
     fastest, slowest = (pick(min(one["samples_s"]) for one in networks) for pick in (min, max))
     strict = "every kernel predicted"
@@ -161,6 +166,11 @@ def predictors(document: dict[str, Any]) -> str:
             f"Noise floor: the two fastest of {len(networks[0]['samples_s'])} passes lie "
             f"{percent(noise[len(noise) // 2])} apart (median), {percent(noise[int(0.9 * len(noise))])} or more for "
             f"one network in ten. Beyond 10 %: {misses or 'none'}.",
+            f"Of {single['all']['kernels']:,} kernels of these networks, a random sample that was timed one by one, "
+            f"{percent(single['all']['within_10'])} are predicted within 10 %. Of the "
+            f"{single['large']['kernels']:,} over 20 us {percent(single['large']['within_10'])}, within 5 % "
+            f"{percent(single['large']['within_5'])}, and {percent(single['large']['inside_interval'])} lie in their "
+            f"interval; families of these below 90 %: {few or 'none'}.",
             "Kernels, cross-validated on the strict rows, near-identical ones held out together; `large`: over 20 us.",
             table(
                 ("predictor", "kernels", "mean error", "within 5 %", "within 10 %", "large", "large within 10 %"),
@@ -196,6 +206,26 @@ def wire(document: dict[str, Any]) -> str:
             "times smaller than 32 bits, and than zstandard (level 19) of the same codes, a byte each.",
             table(columns, rows),
             f"MB of fp32 a second, medians. {circumstances(document)}",
+        )
+    )
+
+
+def remote(document: dict[str, Any]) -> str:
+    columns = ("against one measurement here", "median ratio", "median difference", "within the floor", "within 5 %")
+    rows = []
+    for name, found in (("another one here", document["here_again"]), ("over ssh", document["over_ssh"])):
+        shares = (found["median_difference"], found["within_floor"], found["within_5_percent"])
+        rows.append((name, f"{found['ratio']['median']:.4f}", *map(percent, shares)))
+    took_s = document["seconds_per_timing"]
+    return "\n\n".join(
+        (
+            f"{document['kernels']} kernels of the search spaces and of other networks, each the minimum of "
+            f"{document['passes']} passes, once more here and once over ssh to this same machine. The noise floor is "
+            f"what nine of ten kernels differ by between the two measurements here: "
+            f"{percent(document['noise_floor'])}.",
+            table(columns, rows),
+            f"A timing takes {1e3 * took_s['here']:.0f} ms here and {1e3 * took_s['over ssh']:.0f} ms over ssh, all "
+            f"included. {circumstances(document)}",
         )
     )
 
@@ -257,6 +287,7 @@ BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "prediction": lambda results: prediction(json.loads((results / "prediction.json").read_text(encoding="utf-8"))),
     "lookup": lambda results: lookup(json.loads((results / "lookup.json").read_text(encoding="utf-8"))),
     "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
+    "remote": lambda results: remote(json.loads((results / "remote.json").read_text(encoding="utf-8"))),
     "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
     "wire": lambda results: wire(json.loads((results / "wire.json").read_text(encoding="utf-8"))),
 }

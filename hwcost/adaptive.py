@@ -22,6 +22,7 @@ from hwcost.ops import Operator, Precision
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams
+from hwcost.tiling import Hardware
 from hwcost.timing import Request
 
 _PREDICTORS: Final = ("tiled", "roofline")
@@ -35,8 +36,10 @@ _WORST: Final = math.log(2.0)
 class AdaptiveSample:
     """Operators of all families, a batch at a time; `requests_of` says what is measured of one."""
 
-    def __init__(self, seed: int, requests_of: Callable[[Operator], tuple[Request, ...]]) -> None:
-        self._seed, self._requests_of = seed, requests_of
+    def __init__(
+        self, seed: int, requests_of: Callable[[Operator], tuple[Request, ...]], hardware: Hardware | None = None
+    ) -> None:
+        self._seed, self._requests_of, self._hardware = seed, requests_of, hardware
         self._streams = family_streams(seed)
         self._dealt: Counter[str] = Counter()
         self._family: dict[Request, str] = {}
@@ -44,7 +47,7 @@ class AdaptiveSample:
 
     def choose(self, size: int, rows: Sequence[tuple[Request, float]]) -> dict[str, int]:
         """How many operators of which family come next, `size` in all, given the latencies so far in seconds."""
-        errors = held_out_errors(rows, self._seed)
+        errors = held_out_errors(rows, self._seed, self._hardware)
         self._errors = np.array(list(errors.values()))
         shares = {name: float(share) for name, (share, _) in FAMILIES.items()}
         if self._dealt.total() < sum(shares.values()):
@@ -85,17 +88,20 @@ def _dealt(size: int, weights: Mapping[str, float], held: Mapping[str, int]) -> 
     return {name: more for name in weights if (more := counts[name] - held.get(name, 0))}
 
 
-def held_out_errors(rows: Sequence[tuple[Request, float]], seed: int) -> dict[Request, float]:
+def held_out_errors(
+    rows: Sequence[tuple[Request, float]], seed: int, hardware: Hardware | None = None
+) -> dict[Request, float]:
     """How far the quick predictor is off each row, in natural logarithms, at most a factor of two.
 
-    `rows` have latencies in seconds; those of families that are too small to hold any out are left out.
+    `rows` have latencies in seconds, `hardware` is what they were measured on; those of families that are too small to
+    hold any out are left out.
     """
     groups: defaultdict[tuple[str, Precision], list[tuple[Request, float]]] = defaultdict(list)
     for request, latency_s in rows:
         groups[family(request[0]), request[1]].append((request, latency_s))
     kinds, errors = [load_predictor(name) for name in _PREDICTORS], dict[Request, float]()
     for (name, precision), members in sorted(groups.items()):
-        features = feature_matrix(request for request, _ in members)
+        features = feature_matrix((request for request, _ in members), hardware)
         measured_s = np.array([latency_s for _, latency_s in members])
         rng = np.random.default_rng([seed, zlib.crc32(f"{name}/{precision}".encode())])
         for mask in grouped_folds(features, _FOLDS, rng):

@@ -304,7 +304,8 @@ class Request:
 
     @property
     def model(self) -> bytes:
-        return self._blobs[int(self.head["model"])]
+        """Put together from its parts, of which some are in other models too, and are not sent again."""
+        return b"".join(self._blobs[place] for place in self.head["model"])
 
     def array(self, told: Mapping[str, Any]) -> Array:
         """A copy, in memory like that of any other array."""

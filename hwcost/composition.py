@@ -36,8 +36,8 @@ _ERROR: Final = 0.03
 """Standard deviation of a network's error that remains."""
 _ROUNDS: Final = 20
 _COVERAGE: Final = 0.9
-_HELD_BYTES, _LOST_BYTES = 2 * 1024**2, 32 * 1024**2
-"""Weights of a network that caches hold all of, and none of, from call to call; between them by the logarithm."""
+_HELD_BYTES, _HOT_BYTES, _LOST_BYTES = 2 * 1024**2, 8 * 1024**2, 32 * 1024**2
+"""Weights that caches hold all of, of a network from call to call or of a kernel that runs alone, and none of."""
 
 
 class Composition(BaseModel):
@@ -73,12 +73,21 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
 
 def bytes_from_memory(layers: Layers) -> Values:
     """Bytes of weights that one call of a network reads from memory, by class, [weight classes]."""
-    sums = np.zeros(len(WEIGHT_CLASSES))
+    sums, total = np.zeros(len(WEIGHT_CLASSES)), 0
     for op, precision, count in layers:
         name: WeightClass = "float convolution" if precision.activation_bits == 32 else "int8 convolution"
-        sums[WEIGHT_CLASSES.index("matrix" if isinstance(op, Gemm) else name)] += count * weight_bytes(op, precision)
-    lost = math.log(max(float(sums.sum()), 1.0) / _HELD_BYTES) / math.log(_LOST_BYTES / _HELD_BYTES)
-    return sums * min(max(lost, 0.0), 1.0)
+        stored = weight_bytes(op, precision)
+        hot = 1 - _between(
+            stored, _HOT_BYTES, _LOST_BYTES
+        )  # what no cache holds came from memory when timed alone, too
+        sums[WEIGHT_CLASSES.index("matrix" if isinstance(op, Gemm) else name)] += count * stored * hot
+        total += count * stored
+    return sums * _between(total, _HELD_BYTES, _LOST_BYTES)
+
+
+def _between(size: float, low: float, high: float) -> float:
+    """0 up to `low`, 1 from `high` on, by the logarithm."""
+    return min(max(math.log(max(size, 1.0) / low) / math.log(high / low), 0.0), 1.0)
 
 
 def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:

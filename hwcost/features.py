@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwcost.ops import Conv, Gemm, Node, Operator, Pool, Precision
-from hwcost.profiles import Machine
-from hwcost.sizes import ROUTES, SIZES, sizes
+from hwcost.ops import Conv, Gemm, Node, Operator, Precision
+from hwcost.profiles import Int8Form, Machine
+from hwcost.sizes import ROUTES, SIZES, reduced_axes, sizes
 from hwcost.tiling import ALGORITHMS, WORK, Columns, Hardware, convolution_work, product_work
 
 _GENERAL = (
@@ -67,6 +67,11 @@ _GENERAL = (
     "log_whole_blocks",
     "log_block_rests",
     "log_aliased",
+    "log_lost_rows_l1",
+    "log_lost_rows_l2",
+    "log_lost_columns_l1",
+    "log_lost_columns_l2",
+    "log_copied_blocks",
     "read_alignment",
     "write_alignment",
     "bytes_in_l1",
@@ -86,7 +91,9 @@ FEATURE_NAMES = (
 """Names of the columns of `feature_matrix`, in order. `log_` is the natural logarithm of a count of at least 1 (0 for
 none); a `fill` is the share of a tile of that width which carries something; `..._in_l1` is how often bytes fit that
 cache, a logarithm between -3 and 3; `spilled` are the bytes where they do not. `run` is the stretch of elements that a
-kernel handles in one go (copies, normalises or reduces), `broadcast` how many outputs share the smallest input."""
+kernel handles in one go (copies, normalises or reduces), `broadcast` how many outputs share the smallest input. `lost`
+are elements of a transpose whose cache lines are gone before the next elements of them are used: lines that lie a power
+of two apart share few places of a cache. `copied_blocks` are those moved by a call each."""
 
 SIZE_FEATURES = ("log_macs", "log_bytes", "log_input_elements", "log_output_elements", "log_weights", "log_reduction")
 """The columns that say how large an operator is: the fitted range, and what makes operators near-identical."""
@@ -133,20 +140,16 @@ def way_of(features: NDArray[np.float64]) -> NDArray[np.int64]:
 def family(op: Operator) -> str:
     """Operators that one predictor can describe: `conv.dense`, `conv.depthwise`, `conv.grouped`, `gemm`,
     `pool.<function>`, `elementwise.<function>`, `boundary.<function>`, `node.<type>`, the last with what makes a node
-    of a type another kernel: `node.Add.scalar`, `node.ReduceMean.rows`, `node.Resize.linear`. Pools whose channels fill
-    the runtime's blocks are other kernels too (`pool.max.blocked`)."""
+    of a type another kernel: `node.Add.scalar`, `node.ReduceMean.rows`, `node.Resize.linear.last` (channels last)."""
     if isinstance(op, Conv):
         return f"conv.{'depthwise' if op.depthwise else 'grouped' if op.groups > 1 else 'dense'}"
     if isinstance(op, Gemm):
         return op.kind
     if isinstance(op, Node):
         return ".".join(filter(None, ("node", op.op_type, _variant(op))))
-    if isinstance(op, Pool) and op.function in ("max", "average") and not op.channels_in % _LEAST_BLOCK:
-        return f"pool.{op.function}.blocked"
     return f"{op.kind}.{op.function}"
 
 
-_LEAST_BLOCK = 8
 _BROADCASTING = ("Add", "Mul", "Sub", "Div", "QLinearAdd", "QLinearMul")
 
 
@@ -155,15 +158,17 @@ def _variant(op: Node) -> str:
     """What, besides its type, decides which loops a node runs; empty where nothing does."""
     reads, out = op.reads, op.writes[0].shape
     if op.op_type in ("Resize", "Upsample"):
-        return str(json.loads(op.attributes).get("mode", "nearest"))
+        shape = reads[0].shape
+        last = len(shape) > 2 and shape[-1] == out[-1] and shape[1] != out[1]
+        return str(json.loads(op.attributes).get("mode", "nearest")) + (".last" if last else "")
     if op.op_type == "Pow" and len(reads) > 1:
         return f"to_{reads[1].values}" if reads[1].values else ""
     if op.op_type.startswith("Reduce"):
-        rank = len(reads[0].shape)
-        given = json.loads(op.attributes).get("axes") or (reads[1].values.split(",") if len(reads) > 1 else ())
-        axes = sorted(int(float(axis)) % max(rank, 1) for axis in given if axis != "")
-        if rank - 1 not in axes:
-            return "columns" if axes else "all"
+        axes, shape = reduced_axes(op), reads[0].shape
+        if not axes:
+            return "all"
+        if axes[-1] < len(shape) - 1:
+            return "middle" if math.prod(shape[: axes[0]]) > 1 else "columns"
         return "rows" if len(axes) == 1 else "planes"
     if op.op_type in _BROADCASTING:
         operands = [tensor.shape for tensor in (reads[0::3] if op.op_type.startswith("QLinear") else reads)[:2]]
@@ -176,9 +181,9 @@ def _variant(op: Node) -> str:
     return ""
 
 
-def hardware_of(machine: Machine) -> Hardware:
+def hardware_of(machine: Machine, int8_form: Int8Form) -> Hardware:
     """What decides how kernels tile on the machine of a profile."""
-    return Hardware.of(machine.features, machine.architecture, machine.cache_bytes)
+    return Hardware.of(machine.features, machine.architecture, machine.cache_bytes, int8_form)
 
 
 def _log(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -196,7 +201,7 @@ def _work(s: Columns, int8: NDArray[np.bool_], hardware: Hardware) -> tuple[Colu
     work = {name: np.zeros(len(int8), dtype=np.int64) for name in WORK}
     algorithm = np.full(len(int8), -1, dtype=np.int64)
     pools = (s["shape"] == 3) & (int8 | ((s["in_channels"] % hardware.lanes == 0) & hardware.blocked))
-    s = s | {"groups": np.where(pools, s["in_channels"], s["groups"])}
+    s = s | {"groups": np.where(pools, s["in_channels"], s["groups"]), "signed": s["signed"] * (s["shape"] != 3)}
     for mask, count in (
         (s["shape"] == 1, convolution_work),
         (s["shape"] == 2, product_work),
@@ -224,7 +229,9 @@ def feature_matrix(ops: Iterable[tuple[Operator, Precision]], hardware: Hardware
     weight_bits, activation_bits = np.array([bits[precision] for _, precision in pairs], dtype=np.int64).T
     kernels = [precision.kernel for _, precision in pairs]
     s["plain"] = np.array([kernel == "plain" for kernel in kernels], dtype=np.int64)
-    s["signed"] = np.array([kernel.endswith("s8") for kernel in kernels], dtype=np.int64)
+    forms = [kernel or hardware.int8_form for kernel in kernels]
+    s["signed"] = np.array([form.endswith("s8") for form in forms], dtype=np.int64)
+    s["signed_input"] = np.array([form.startswith("s8") for form in forms], dtype=np.int64)
     int8 = activation_bits == 8
     # Requantising clips for nothing; a float kernel folds a ReLU, everything else is a pass of its own.
     s["activation"] = s["costly"] | (s["clipped"] & ~int8)
@@ -261,6 +268,15 @@ def _general(
     whole = np.where(moves, (s["rows"] // 8) * (s["columns"] // 8) * s["planes"], 0)
     read_step, write_step = (np.gcd(s[name] * element, 4096) for name in ("rows", "columns"))
     aliased = (s["planes"] > 0) & (np.maximum(read_step, write_step) >= 4096)
+    block_bytes = s["block"] * np.maximum(activation_bits // 8, 1)
+    copied = (s["planes"] > 0) & (block_bytes != 1) & (block_bytes != 2) & (block_bytes != 4) & (block_bytes != 8)
+
+    def lost(lines: str, step: str, cache: int) -> NDArray[np.float64]:
+        """Elements of transposes whose `lines`, as far apart as `step` is long, do not fit a cache of eight ways."""
+        length = s[step] * element
+        apart = np.where(length < 64, length, np.maximum(np.gcd(length, max(cache // 8, 1)), 64))
+        return _log(s["output_elements"] * ((s["planes"] > 0) & (s[lines] * apart > cache)))
+
     caches = {"l1": hardware.l1, "l2": hardware.l2, "l3": hardware.l3}
     return {
         "log_macs": _log(s["macs"]),
@@ -304,12 +320,17 @@ def _general(
         "rows_fill_8": _fill(s["rows"], 8),
         "columns_fill_8": _fill(s["columns"], 8),
         "log_scratch": _log(s["scratch"]),
-        "log_tap_positions": _log(s["batch"] * out_plane * window * (s["shape"] == 3)),
-        "log_row_calls": _log(s["batch"] * s["in_channels"] * s["out_height"] * s["kernel_height"] * (s["shape"] == 3)),
-        "log_costly": _log(s["costly"] * s["output_elements"]),
+        "log_tap_positions": _log(s["batch"] * out_plane * window * (s["shape"] >= 3)),
+        "log_row_calls": _log(s["batch"] * s["in_channels"] * s["out_height"] * s["kernel_height"] * (s["shape"] >= 3)),
+        "log_costly": _log(s["costly"] * s["output_elements"] + s["mapped"]),
         "log_whole_blocks": _log(whole),
         "log_block_rests": _log(np.where(moves, s["output_elements"] - 64 * whole, 0)),
         "log_aliased": _log(aliased * s["output_elements"]),
+        "log_lost_rows_l1": lost("rows", "columns", hardware.l1),
+        "log_lost_rows_l2": lost("rows", "columns", hardware.l2),
+        "log_lost_columns_l1": lost("columns", "rows", hardware.l1),
+        "log_lost_columns_l2": lost("columns", "rows", hardware.l2),
+        "log_copied_blocks": _log(copied * (s["output_elements"] // np.maximum(s["block"], 1))),
         "read_alignment": np.where(s["planes"] > 0, _log(read_step), 0.0),
         "write_alignment": np.where(s["planes"] > 0, _log(write_step), 0.0),
         **{f"bytes_in_{name}": _fits(moved, size) for name, size in caches.items()},

@@ -233,7 +233,9 @@ def _relatives(
     ]
     if not name.startswith(_RELATIVES) or len(rows) < _FEW_ROWS:
         return None
-    features = feature_matrix(((row.operator, precision) for row in rows), hardware_of(profile.machine))
+    features = feature_matrix(
+        ((row.operator, precision) for row in rows), hardware_of(profile.machine, profile.int8_form)
+    )
     latency_s = np.array([row.latency_s for row in rows])
     base = TiledPredictor.fit(features, latency_s, np.random.default_rng(0))
     return lambda features, latency_s, generator: BorrowedPredictor.adapt(base, features, latency_s)
@@ -249,7 +251,9 @@ def _fit_family(
     folds: int,
 ) -> tuple[FittedFamily, Values]:
     """The fitted family, and the log-residuals of its rows while they were held out (empty: none could be)."""
-    features = feature_matrix(((row.operator, precision) for row in rows), hardware_of(profile.machine))
+    features = feature_matrix(
+        ((row.operator, precision) for row in rows), hardware_of(profile.machine, profile.int8_form)
+    )
     latency_s = np.array([row.latency_s for row in rows])
     held_out = grouped_folds(features, folds, _generator(seed, name, precision))
     residuals: dict[str, Values] = {}

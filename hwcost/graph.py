@@ -38,6 +38,8 @@ from hwcost.profiles import Int8Form
 Array = npt.NDArray[Any]
 
 _OPSET: Final = 21
+_POOL_OPSET: Final = 18
+"""The last one whose averages of windows have a kernel that is written for speed; later ones are nodes of their own."""
 _OLDEST_OPSET: Final = 7
 IR_VERSION: Final = 10
 _ACTIVATION_SCALE: Final = 0.05
@@ -244,7 +246,10 @@ def _conv(graph: _Graph, op: Conv) -> Candidate:
         ones = graph.constant(np.ones((op.out_channels, 1, 1, 1), np.float32))
         other = graph.float_input((op.batch, op.out_channels, op.output_height, op.output_width))
         y = graph.node("Add", [y, graph.node("Conv", [other, ones], group=op.out_channels, kernel_shape=[1, 1])])
-    return graph.candidate(_activated(graph, op.activation, y))
+    y = _activated(graph, op.activation, y)
+    if op.activation == "hardswish":  # melts with a convolution only where it does not make an output of the graph
+        y = graph.node("Transpose", [y], perm=[0, 2, 3, 1])
+    return graph.candidate(y)
 
 
 def _plain_conv(graph: _Graph, op: Conv) -> Candidate:
@@ -311,7 +316,7 @@ def _matmul_nbits(rng: np.random.Generator, form: Int8Form, op: Gemm, bits: int)
 
 def _pool(graph: _Graph, op: Pool) -> Candidate:
     x = graph.float_input((op.batch, op.channels_in, op.height, op.width))
-    return graph.candidate(_float_pool(graph, op, x))
+    return graph.candidate(_float_pool(graph, op, x), opset=_POOL_OPSET)
 
 
 def _float_pool(graph: _Graph, op: Pool, x: str) -> str:

@@ -84,7 +84,7 @@ def executed_kernel(op: Operator, candidate: Candidate, runtime: Runtime, thread
     if candidate.rewritten:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "executed.onnx")
-            runtime.optimised(Given(candidate.model.SerializeToString(), threads), path)
+            runtime.optimised(_given(candidate, threads), path)
             executed = onnx.load(path)
     nodes = tuple(node for node in executed.graph.node if isinstance(op, Boundary) or node.op_type not in _LAYOUT_OPS)
     if isinstance(op, Conv) and op.residual:  # what makes the tensor to be added is not part of it
@@ -96,7 +96,8 @@ def executed_kernel(op: Operator, candidate: Candidate, runtime: Runtime, thread
     feeds = dict(candidate.feeds)
     inside = [name for name in inputs if name not in feeds]
     if inside:
-        before = runtime.run(Given(_answering(executed, inside), threads, "none"), candidate.feeds)
+        given = Given(_answering(executed, inside), threads, "none", contains=_large(executed))
+        before = runtime.run(given, candidate.feeds)
         feeds.update(zip(inside, before, strict=True))
     return Kernel(
         nodes,
@@ -108,6 +109,15 @@ def executed_kernel(op: Operator, candidate: Candidate, runtime: Runtime, thread
         candidate.native,
         in_place=isinstance(op, Boundary) and op.function == "reshape",
     )
+
+
+def _given(candidate: Candidate, threads: int) -> Given:
+    return Given(candidate.model.SerializeToString(), threads, contains=_large(candidate.model))
+
+
+def _large(model: onnx.ModelProto) -> tuple[bytes, ...]:
+    """The bytes of its heavy constants."""
+    return tuple(one.raw_data for one in model.graph.initializer if len(one.raw_data) >= _WEIGHT_BYTES)
 
 
 def _depending(nodes: tuple[onnx.NodeProto, ...], model: onnx.ModelProto, name: str) -> tuple[onnx.NodeProto, ...]:
@@ -210,7 +220,10 @@ def held_outputs(op: Operator, count: int) -> int:
 def run_time(kernels: Sequence[Kernel], count: int, runtime: Runtime, threads: int, seconds: float) -> float:
     """Seconds of one run of `count` rounds of these kernels, in a session of its own."""
     model, feeds, weights = copies(kernels, count)
-    return runtime.shortest_s(Given(model, threads, "none", weights=weights), feeds, seconds)
+    large = tuple(
+        array.tobytes() for kernel in kernels for array in kernel.inputs.values() if array.nbytes >= _WEIGHT_BYTES
+    )
+    return runtime.shortest_s(Given(model, threads, "none", weights=weights, contains=large), feeds, seconds)
 
 
 def copies_for(kernel: Kernel, overhead_s: float, runtime: Runtime, threads: int) -> int:
@@ -234,7 +247,7 @@ def _right(candidate: Candidate, runtime: Runtime, threads: int) -> bool:
     """Whether the runtime answers what a candidate expects, where it expects something."""
     if candidate.expected is None:
         return True
-    (answer,) = runtime.run(Given(candidate.model.SerializeToString(), threads), candidate.feeds)
+    (answer,) = runtime.run(_given(candidate, threads), candidate.feeds)
     error = float(np.sqrt(np.mean((answer - candidate.expected) ** 2)))
     return error <= candidate.tolerance * float(np.sqrt(np.mean(candidate.expected**2)))
 

@@ -21,11 +21,12 @@ import numpy as np
 from hwcost.adaptive import AdaptiveSample
 from hwcost.basis import BASIS, FEW, MANY, REFERENCES, Basis, Point
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
+from hwcost.features import hardware_of
 from hwcost.graph import supported_precisions
 from hwcost.journal import Batch, Conditions, Journal
 from hwcost.ops import INT8, Operator, Precision
 from hwcost.profiles import Int8Form, Machine, Profile, Realisation, Row
-from hwcost.runtime import Here, Runtime
+from hwcost.runtime import Here, Runtime, UnusableError
 from hwcost.sampling import sampled_requests
 from hwcost.timing import Request, Survey, Take, Task, Timings
 from hwcost.units import format_seconds
@@ -388,15 +389,24 @@ def profile_machine(
     timings = Timings(runtime, say or (lambda text: None), clock.sleep)
     began_s = clock.now()
     site = timings.survey(Survey(threads=threads, seed=seed))
+    hardware = hardware_of(site.machine, site.int8_form)
 
     def of_sample(op: Operator) -> tuple[Request, ...]:
         return tuple(request for request in sampled_requests(op, site.int8_form) if wanted(request[1]))
 
     with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
         whole: list[tuple[WholeNetwork, list[float], float]] = []
-        for network in whole_networks(Path(folder), networks, seed, runtime):
+        left_out: list[str] = []
+        for network in whole_networks(Path(folder), networks, seed, runtime, left_out.append):
             start_s = clock.now()
-            whole.append((network, [time_network(network, threads, seed, runtime)], clock.now() - start_s))
+            try:
+                run_s = time_network(network, threads, seed, runtime)
+            except UnusableError:
+                raise
+            except MeasurementError as error:
+                left_out.append(f"{network.name}: {error}")
+                continue
+            whole.append((network, [run_s], clock.now() - start_s))
             if progress is not None:
                 progress(len(whole), 2 * networks, f"whole networks: {network.name}")
         again_s = _WHOLE_PASSES * sum(took_s for _, _, took_s in whole)
@@ -411,7 +421,7 @@ def profile_machine(
             ],
             int8_form=site.int8_form,
             machine=site.machine,
-            sample=AdaptiveSample(seed, of_sample) if widen else None,
+            sample=AdaptiveSample(seed, of_sample, hardware) if widen else None,
             passes=passes,
             seed=seed,
             budget_s=budget_left_s,
@@ -431,7 +441,7 @@ def profile_machine(
         int8_form=site.int8_form,
         run_overhead_s=found.run_overhead_s,
         noise_floor=found.noise_floor,
-        notes=(*site.warnings, *found.notes),
+        notes=(*site.warnings, *found.notes, *(f"a whole network was left out, {text}" for text in left_out)),
         realisations=tuple(unpacked_realisations(found.rows)),
         networks=tuple(network.measured(samples_s) for network, samples_s, _ in whole),
         rows=found.rows,

@@ -19,12 +19,12 @@ from hwcost.limits import bounded_memory
 from hwcost.nodes import Graph, Tensor, map_node
 from hwcost.onnxfile import Feeds, ModelFile, example_feeds, load_model
 from hwcost.ops import Operator, Precision
-from hwcost.runtime import Given, Here, Runtime
+from hwcost.runtime import Given, Here, Runtime, UnusableError
 from hwcost.space import Layer
 
-_REFUSALS: Final[tuple[type[Exception], ...]] = (RuntimeError, MemoryError, OSError)
 Layout = Literal["executed", "portable"]
 
+_REFUSALS: Final[tuple[type[Exception], ...]] = (RuntimeError, MemoryError, OSError)
 _LARGE_BYTES: Final = 4096
 """Weights above this stay out of the optimised model, which could hold 2 GB of them; shapes, axes, scales stay in."""
 _MOST_S: Final = 300.0
@@ -66,6 +66,8 @@ def _optimise(file: ModelFile, layout: Layout, folder: Path, runtime: Runtime) -
         )
         runtime.optimised(given, target, weights_file, _MOST_S)
         return ModelFile(target, onnx.load(target, load_external_data=False))
+    except UnusableError:
+        raise
     except _REFUSALS as error:
         raise file.refused("reading", error) from None
 
@@ -83,6 +85,8 @@ def _observe(file: ModelFile, optimised: ModelFile, feeds: Feeds, runtime: Runti
     try:
         given = Given(probe.SerializeToString(), optimise="none", weights_in=optimised.folder)
         found = runtime.shapes(given, feeds, _MOST_S)
+    except UnusableError:
+        raise
     except _REFUSALS as error:
         raise file.refused("running once, to see its shapes,", error) from None
     tensors = {name: Tensor(value.shape, value.dtype.name) for name, value in feeds.items()}

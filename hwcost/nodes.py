@@ -45,6 +45,8 @@ _ACTIVATIONS: Final[dict[str, ActivationName]] = {
     "LeakyRelu": "leakyrelu",
 }
 _PRECISION_OF_TYPE: Final = {"float32": FLOAT, "int8": INT8, "uint8": INT8}
+_SLOW_AVERAGES: Final = 19
+"""Version of ONNX from which on a plain average pool has another kernel, several times slower."""
 _NCHW_TO_NHWC, _NHWC_TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -258,6 +260,10 @@ def _pool(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
     if precision == INT8 and not (graph.portable or attributes.get("channels_last") or node.op_type.startswith("Nhwc")):
         yield from _any(graph, node)  # another kernel than those of quantised networks, and a slow one
         return
+    late = node.op_type == "AveragePool" and not node.domain and graph.versions.get("", 1) >= _SLOW_AVERAGES
+    if late and not graph.portable:
+        yield from _any(graph, node)
+        return
     (batch, channels, height, width), (_, _, out_height, out_width) = _planes(graph, node, attributes)
     maximum = "Max" in node.op_type
     if "Global" in node.op_type:
@@ -307,6 +313,24 @@ def _elementwise(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
         yield from _any(graph, node)
     else:
         yield Elementwise(function, graph.words(node.output[0])), graph.precision(node.output[0])
+
+
+def _quantised_concat(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
+    """Inputs of the output's scale and zero-point are copied, those of others go through a table: 1 and 2 as scales."""
+
+    def value(name: str) -> list[float]:
+        constant = graph.initializers.get(name)
+        return [] if constant is None else onnx.numpy_helper.to_array(constant).reshape(-1).tolist()
+
+    ((op, precision),) = _any(graph, node)
+    assert isinstance(op, Node)
+    given, inputs = [value(name) for name in node.input], list(op.inputs)
+    for place in (0, *range(3, len(inputs), 3)):
+        scale, zero_point = (TensorType.parse(text) for text in inputs[place : place + 2])
+        same = given[place : place + 2] == given[:2]
+        inputs[place] = str(replace(scale, values="1" if same else "2"))
+        inputs[place + 1] = str(replace(zero_point, values="0"))
+    yield replace(op, inputs=tuple(inputs)), precision
 
 
 def _any(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
@@ -407,6 +431,7 @@ _MAPPERS: Final[dict[str, Callable[[Graph, onnx.NodeProto], Iterator[Layer]]]] =
     **dict.fromkeys(("MaxPool", "NhwcMaxPool", "AveragePool", "QLinearAveragePool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "QLinearGlobalAveragePool"), _pool),
     "ReduceMean": _reduce_mean,
+    "QLinearConcat": _quantised_concat,
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_BOUNDARY, _boundary),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"), _metadata),

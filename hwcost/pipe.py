@@ -124,7 +124,7 @@ def _frame(do: str, given: Given, feeds: Mapping[str, Array], **more: Any) -> Fr
     except OSError as error:
         raise RefusedError(str(error)) from error
     frame = Frame({"do": do, "threads": given.threads, "optimise": given.optimise, **more})
-    frame.head["model"] = frame.add(model)
+    frame.head["model"] = [frame.add(part) for part in _parts(model, given.contains)]
     frame.head["feeds"] = {name: frame.array(value) for name, value in feeds.items()}
     if given.settings:
         frame.head["settings"] = dict(given.settings)
@@ -136,6 +136,17 @@ def _frame(do: str, given: Given, feeds: Mapping[str, Array], **more: Any) -> Fr
     if files:
         frame.head["files"] = {name: frame.add(blob) for name, blob in files.items()}
     return frame
+
+
+def _parts(model: bytes, contains: Sequence[bytes]) -> list[bytes]:
+    """A serialised model, cut where the bytes that it contains begin and end."""
+    parts = [model]
+    for wanted in filter(None, dict.fromkeys(contains)):
+        before, parts = parts, []
+        for part in before:
+            pieces = part.split(wanted) if len(part) > len(wanted) else [part]
+            parts += [one for piece in pieces for one in (wanted, piece)][1:]
+    return [part for part in parts if part]
 
 
 def _files_beside(given: Given, model: bytes) -> dict[str, bytes]:

@@ -133,7 +133,9 @@ class CostModel:
                 f"nothing of family {name} at {runs_as} was profiled on {self.device}, so {what} has no price: "
                 f"run `hwcost profile` with such operators, then `hwcost fit`"
             )
-        features = feature_matrix(((op, runs_as) for op in asked), hardware_of(self.profile.machine))
+        features = feature_matrix(
+            ((op, runs_as) for op in asked), hardware_of(self.profile.machine, self.profile.int8_form)
+        )
         estimate = self.fit.predict(name, runs_as, features)
         rows = self.fit.sources(name, runs_as)
         columns = (estimate.latency_s, estimate.low_s, estimate.high_s, estimate.extrapolated)

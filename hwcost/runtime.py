@@ -4,7 +4,7 @@
 process or on another machine. Both do the same work by the same code, `hwcost.agent`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +63,8 @@ class Weights(NamedTuple):
 @dataclass(frozen=True)
 class Given:
     """A model to be run: its bytes or its file, and how. `weights_in` is the folder of weights in files of their own,
-    `weights` are those in memory."""
+    `weights` are those in memory; `contains` are large pieces of its bytes that it has more than once, or others have.
+    """
 
     model: bytes | Path
     threads: int = 1
@@ -71,6 +72,7 @@ class Given:
     settings: Mapping[str, str] | None = None
     weights: Mapping[str, Weights] | None = None
     weights_in: Path | None = None
+    contains: Sequence[bytes] = ()
 
 
 class Runtime(Protocol):

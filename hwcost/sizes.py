@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from hwcost.ops import Boundary, Conv, Gemm, Node, Operator, Pool
+from hwcost.ops import Boundary, Conv, Gemm, Node, Operator, Pool, TensorType
 
 ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeats", "other")
 """How data moves. A transpose: as a copy, with one axis of elements moved in or out, in blocks, or by indices
 (onnxruntime's SingleAxisTranspose and its fall-back). A node with a smaller input, or a reduction: in spans that lie
 together, or with one value for a whole span; `other`: in a mode of its own (interpolation, most powers)."""
 
+_BLOCK = 16  # channels of a block, of the wider vectors
 _COSTLY = ("sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu")
 
 SIZES = (
@@ -37,6 +38,7 @@ SIZES = (
     "out_height",
     "out_width",
     "costly",
+    "mapped",
     "clipped",
     "residual",
     "input_elements",
@@ -61,7 +63,18 @@ SIZES = (
 """Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
 window without weights; `route`: 1 + the index in `ROUTES`; bytes are 0 where the precision decides."""
 
-_NOTHING = {"pad_top", "pad_left", "padding", "costly", "clipped", "residual", "weights", "parameters", "macs"}
+_NOTHING = {
+    "pad_top",
+    "pad_left",
+    "padding",
+    "costly",
+    "mapped",
+    "clipped",
+    "residual",
+    "weights",
+    "parameters",
+    "macs",
+}
 _NOTHING |= {"read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route", "shape"}
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
@@ -93,6 +106,9 @@ def sizes(op: Operator) -> tuple[int, ...]:
             own |= {"write_bytes": 4 * op.output_elements} if op.function == "dequantize" else {}
             if op.function == "transpose":
                 own |= _transpose_sizes(op.shape, op.permutation)
+            elif op.function.startswith("reorder"):  # a transpose of every block of channels
+                own |= {"block": 1, "rows": math.prod(op.shape[2:]), "columns": _BLOCK}
+                own |= {"planes": op.shape[0] * -(-op.shape[1] // _BLOCK)}
     if not isinstance(op, (Conv, Node)):
         own |= {"weights": op.weights, "parameters": op.channels, "macs": op.macs}
         own |= {"input_elements": op.input_elements, "output_elements": op.output_elements}
@@ -156,7 +172,7 @@ def _pool_sizes(op: Pool) -> dict[str, int]:
         "out_height": op.output_height,
         "out_width": op.output_width,
         "run": op.output_width,
-        "shape": 0 if op.function.startswith("global") else 3,
+        "shape": 3,
     }
 
 
@@ -232,6 +248,22 @@ def _node_sizes(op: Node) -> dict[str, int]:
         "kernel_height": kernel[0] if kernel else attributes.get("size", 1),
         "kernel_width": kernel[1] if len(kernel) > 1 else 1,
     }
+    if op.op_type == "QLinearConcat":
+        scaled = zip(op.inputs[2::3], op.inputs[3::3], strict=True)
+        own["mapped"] = sum(TensorType.parse(x).elements for x, scale in scaled if not scale.endswith(":1"))
+    if "Pool" in op.op_type and len(kernel) == 2 and len(written.shape) == 4:
+        strides, pads = attributes.get("strides", (1, 1)), attributes.get("pads", (0, 0, 0, 0))
+        own |= {
+            "stride_height": strides[0],
+            "stride_width": strides[1],
+            "pad_top": pads[0],
+            "pad_left": pads[1],
+            "padding": sum(pads),
+            "out_height": written.shape[2],
+            "out_width": written.shape[3],
+            "run": written.shape[3],
+            "shape": 4,
+        }
     matrices = [tensor for tensor in op.reads if len(tensor.shape) > 1]
     if "MatMul" in op.op_type and len(written.shape) > 1 and len(matrices) == 2:
         left, right = matrices
@@ -249,6 +281,14 @@ def _node_sizes(op: Node) -> dict[str, int]:
     return own
 
 
+def reduced_axes(op: Node) -> tuple[int, ...]:
+    """The axes that a reduction goes over, rising; empty where it does not say: all."""
+    reads = op.reads
+    rank = len(reads[0].shape)
+    given = json.loads(op.attributes).get("axes") or (reads[1].values.split(",") if len(reads) > 1 else ())
+    return tuple(sorted(int(float(axis)) % max(rank, 1) for axis in given if axis != ""))
+
+
 _COPYING = {"Slice", "Pad", "Split", "Gather", "Expand", "DepthToSpace", "SpaceToDepth"}
 _INTERPOLATING = {"linear", "cubic"}
 
@@ -256,9 +296,10 @@ _INTERPOLATING = {"linear", "cubic"}
 def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dict[str, Any]) -> tuple[int, int]:
     """Elements that a node handles in one go (0: what its axis says), and 1 + the index in `ROUTES`."""
     if op.op_type.startswith("Reduce"):
-        kept = bool(written) and bool(read) and len(written) == len(read) and written[-1] == read[-1] > 1
-        same = _alike(read, written) if kept else 1
-        return (same, 7) if kept else (math.prod(read) // max(math.prod(written), 1), 6)
+        axes = reduced_axes(op)
+        if axes and axes[-1] < len(read) - 1:
+            return math.prod(read[axes[-1] + 1 :]), 7
+        return math.prod(read) // max(math.prod(written), 1), 6
     if op.op_type in _COPYING:
         return _alike(read, written, partial=True), 0
     if op.op_type == "Pow":

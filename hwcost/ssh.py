@@ -111,7 +111,7 @@ class Ssh(Piped):
 
     def how_it_ended(self, code: int) -> EndedError:
         if code == _CONNECTION:
-            return LostError(self._said() or "ssh said nothing")
+            return LostError(self._said().rstrip(".") or "ssh said nothing")
         return super().how_it_ended(code)
 
     def _said(self) -> str:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 Columns = dict[str, Counts]
 
-ALGORITHMS = ("channels_first", "pointwise", "direct", "depthwise", "product", "unfolded", "expanded")
+ALGORITHMS = ("channels_first", "pointwise", "direct", "depthwise", "product", "unfolded", "expanded", "indirect")
 """Blocked float kernels on an unblocked input (few channels), on 1x1 windows, on any window; depthwise; a matrix
-product; the same on an unfolded input, in segments or (more filters than positions) as a whole."""
+product; the same on an unfolded input, in segments or (more filters than positions) as a whole; int8 kernels for signed
+weights that read the input through pointers and requantise what they hold in registers."""
 
 WORK = (
     "cycles",
@@ -59,21 +60,26 @@ WORK = (
 @dataclass(frozen=True)
 class Hardware:
     """What of a machine decides how kernels tile: floats in a vector, whether float convolutions run in blocks of
-    channels, and the bytes of the caches (0 where there is none)."""
+    channels, the number formats of its usual int8 kernels (activations, weights), and the bytes of the caches (0 where
+    there is none)."""
 
     lanes: int = 8
     blocked: bool = True
+    int8_form: str = "u8u8"
     l1: int = 32 * 1024
     l2: int = 512 * 1024
     l3: int = 16 * 1024 * 1024
 
     @classmethod
-    def of(cls, features: Sequence[str], architecture: str, cache_bytes: Mapping[str, int]) -> "Hardware":
+    def of(
+        cls, features: Sequence[str], architecture: str, cache_bytes: Mapping[str, int], int8_form: str = int8_form
+    ) -> "Hardware":
         """From what a profile tells of its machine; what it does not tell is as on a common core of a server."""
         arm = architecture.lower().startswith(("aarch64", "arm"))
         return cls(
             lanes=4 if arm else 16 if "avx512f" in features else cls.lanes,
             blocked=not arm,
+            int8_form=int8_form,
             l1=cache_bytes.get("L1d", cls.l1),
             l2=cache_bytes.get("L2", cls.l2),
             l3=cache_bytes.get("L3", 0 if cache_bytes else cls.l3),
@@ -92,6 +98,16 @@ class Hardware:
     @property
     def product_columns(self) -> int:
         return max(2 * self.lanes, 16)
+
+    @property
+    def indirect_tile(self) -> tuple[int, int]:
+        """Outputs and channels of a tile of the int8 kernels for signed weights."""
+        return {16: (6, 64), 8: (4, 16)}.get(self.lanes, (2, 8))
+
+    @property
+    def int8_tasks(self) -> int:
+        """Tasks that one thread makes of a quantised convolution at most."""
+        return 5 if self.blocked else 64
 
 
 def _up(count: Counts, unit: Counts | int) -> Counts:
@@ -151,16 +167,17 @@ def _float_blocked(s: Columns, algorithm: Counts, hardware: Hardware) -> dict[st
     rows_taps = np.where(one_line, 1, rows_taps)
     columns_taps = np.where(one_line, plane, columns_taps)
     inner = np.where(pointwise, width, _interior(*axis[1], s["pad_left"], s["out_width"]))
-    full = inner // positions
-    two = (inner % positions) // 2
-    single = width - full * positions - two * 2
+    full, rest = inner // positions, inner % positions
+    three = (rest >= 3) * 1 if positions > 3 else np.zeros_like(rest)
+    two = (rest - 3 * three) // 2
+    single = width - full * positions - three * 3 - two * 2
     channels = np.where(depthwise, 1, np.where(unblocked, taken, _up(taken, block)))
     passes = np.where(pointwise, _up(taken, 128), channels)  # over the outputs
     deep = np.where(unblocked | depthwise, 1, block)  # steps of one tap
     steps = np.where(pointwise, 1, passes) * deep * np.where(pointwise, channels, 1)
     kernel_width = s["kernel_width"]
-    full_steps, two_steps = (rows_taps * kernel_width * count * steps for count in (full, two))
-    left = np.maximum(columns_taps - (full * positions + two * 2) * kernel_width, 0)
+    full_steps, three_steps, two_steps = (rows_taps * kernel_width * count * steps for count in (full, three, two))
+    left = np.maximum(columns_taps - (full * positions + three * 3 + two * 2) * kernel_width, 0)
     single_steps = rows_taps * left * steps
     sets, rest = blocks // filters, blocks % filters
 
@@ -172,13 +189,14 @@ def _float_blocked(s: Columns, algorithm: Counts, hardware: Hardware) -> dict[st
     def bound(f: Counts | int) -> Counts:
         cycles: Counts = (
             full_steps * np.maximum(2 * latency, positions * f)
+            + three_steps * np.maximum(2 * latency, 3 * f)
             + two_steps * np.maximum(2 * latency, 2 * f)
             + single_steps * np.maximum(2 * latency, f)
         ) // 2
         return cycles
 
-    all_tiles = full + two + single
-    all_steps = full_steps + two_steps + single_steps
+    all_tiles = full + three + two + single
+    all_steps = full_steps + three_steps + two_steps + single_steps
     taps = rows_taps * kernel_width * np.where(pointwise, 1, passes)
     set_count = repeats * _up(blocks, filters)
     filter_bytes = 4 * np.minimum(blocks, filters) * block * deep * s["kernel_height"] * kernel_width
@@ -190,7 +208,7 @@ def _float_blocked(s: Columns, algorithm: Counts, hardware: Hardware) -> dict[st
     filter_loads = over_sets(all_steps, 1) * 4 * block
     return {
         "cycles": repeats * (sets * bound(filters) + np.where(rest > 0, bound(rest), 0)),
-        "multiplications": over_sets(full_steps * positions + two_steps * 2 + single_steps, 1) // 2,
+        "multiplications": over_sets(full_steps * positions + three_steps * 3 + two_steps * 2 + single_steps, 1) // 2,
         "latency_steps": over_sets(all_steps) * latency,
         "single_steps": over_sets(single_steps) * latency,
         "tiles": over_sets(rows * all_tiles * passes),
@@ -280,27 +298,36 @@ def _int8_product(
     rows: Counts, columns: Counts, depth: Counts, count: Counts, tasks: Counts, signed: Counts, hardware: Hardware
 ) -> dict[str, Counts]:
     """Counts of `count` int8 products, their rows split into `tasks`; `signed`: weights of the u8s8 kernels."""
-    tile = np.where(signed > 0, 4, 6)  # QgemmU8X8KernelAvx2: six rows of pairs, or four rows of quads
+    wide_vectors = hardware.lanes == 16
+    tile = np.where((signed > 0) & (not wide_vectors), 4, 6)  # QgemmU8X8KernelAvx2: six rows of pairs, four of quads
     pack = np.where(signed > 0, 4, 2)
-    wide, half, latency = 16, 8, 3
     stride = _up(rows, tasks)
     last = rows - (tasks - 1) * stride
+    wide, half, latency = 16, 8, 4 if wide_vectors else 3
+    rest = columns % wide
+    if wide_vectors:  # QgemmU8X8KernelAvx512: three vectors of 16 columns, or the one or two that are left
+        whole, part = columns // 48, _up(columns % 48, 16)
 
-    def height(rows: Counts) -> Counts:
-        rest = rows % tile
-        return (rows // tile) * tile + np.where(rest > 0, np.maximum(latency, rest), 0)
+        def cycles(rows: Counts) -> Counts:
+            left = rows % tile
+            left_cycles = whole * np.maximum(latency, 3 * left) + (part > 0) * np.maximum(latency, part * left)
+            return (rows // tile) * tile * (3 * whole + part) + np.where(left > 0, left_cycles, 0)
 
-    heights = (tasks - 1) * height(stride) + height(last)
+    else:
+        halves = 2 * (columns // wide) + np.where(rest > half, 2, np.where(rest > 0, 1, 0))
+
+        def cycles(rows: Counts) -> Counts:
+            left = rows % tile
+            return ((rows // tile) * tile + np.where(left > 0, np.maximum(latency, left), 0)) * halves // 2
+
     row_tiles = (tasks - 1) * _up(stride, tile) + _up(last, tile)
     panels = (tasks - 1) * _up(stride, 48) + _up(last, 48)  # PackedStrides: 48 rows, 256 columns, a depth of 384
-    rest = columns % wide
-    halves = 2 * (columns // wide) + np.where(rest > half, 2, np.where(rest > 0, 1, 0))
     packs, slices, strips = _up(depth, pack), _up(depth, 384), _up(columns, 256)
     again = columns * depth * panels * count
     return {
-        "cycles": heights * halves * packs * count // 2,
+        "cycles": ((tasks - 1) * cycles(stride) + cycles(last)) * packs * count,
         "multiplications": rows * columns * depth * count // 32,
-        "latency_steps": row_tiles * _up(columns, wide) * packs * count,
+        "latency_steps": row_tiles * _up(columns, 3 * wide if wide_vectors else wide) * packs * count,
         "single_steps": np.where(rest > 0, row_tiles * packs * count, 0),
         "tiles": row_tiles * _up(columns, wide) * count * slices,
         "stores": rows * _up(columns, 8) * count * slices,
@@ -308,8 +335,77 @@ def _int8_product(
         "packed_rows": rows * count * strips * slices,
         "calls": tasks * count * slices * strips,
         "panels": panels * slices * strips * count,
+        "filter_sets": columns * np.ones_like(rows),
         "weights_again_l1": again * (depth * np.minimum(columns, 256) > hardware.l1),
         "weights_again_l2": again * (columns * depth * count > hardware.l2),
+    }
+
+
+def _is_indirect(s: Columns, hardware: Hardware) -> NDArray[np.bool_]:
+    """Which quantised convolutions run on the kernels for signed weights (MlasConvSymPackWSize)."""
+    taken, made = s["in_channels"] // s["groups"], s["out_channels"] // s["groups"]
+    arm = not hardware.blocked
+    usable = (s["signed"] > 0) & (arm | (s["signed_input"] == 0))
+    depthwise = (s["groups"] > 1) & (taken == 1) & (made == 1) & (s["groups"] % (8 if arm else 16) == 0)
+    steps = {16: (4, 4, 16), 8: (4, 8, 16)}.get(hardware.lanes, (8, 8, 8))
+    dense = (s["groups"] == 1) & (taken % steps[0] == 0) & (made % steps[1] == 0) & (made >= steps[2])
+    if arm:  # others were slower there
+        dense &= (s["kernel_height"] * s["kernel_width"] > 1) & (taken >= 64)
+    found: NDArray[np.bool_] = usable & (depthwise | dense)
+    return found
+
+
+def _int8_tasks(s: Columns, unit: Counts, hardware: Hardware) -> tuple[Counts, Counts]:
+    """Outputs of a task and the number of tasks, for one thread (ComputeOutputStride of qlinearconv.cc)."""
+    taken, made = s["in_channels"] // s["groups"], s["out_channels"] // s["groups"]
+    window, plane = s["kernel_height"] * s["kernel_width"], s["out_height"] * s["out_width"]
+    depthwise = (s["groups"] > 1) & (taken == 1) & (made == 1)
+    weights = np.where(depthwise, s["out_channels"] ** 2, made * taken) * window
+    stride = np.maximum(unit, _up(_up(np.full_like(weights, 65536), weights), unit) * unit)
+    most = hardware.int8_tasks
+    stride = np.where(_up(plane, stride) > most, _up(_up(plane, most), unit) * unit, stride)
+    stride = np.minimum(stride, plane)
+    return stride, _up(plane, stride)
+
+
+def _int8_indirect(s: Columns, hardware: Hardware) -> dict[str, Counts]:
+    """Counts of the kernels for signed weights (MlasConvSym): tiles of some outputs by some vectors of channels, always
+    computed whole; an output's inputs are found through a pointer for each place of the window."""
+    outputs, channels = hardware.indirect_tile
+    lanes = max(hardware.lanes, 8)
+    depthwise = s["groups"] > 1
+    unit = np.where(depthwise & (hardware.lanes == 4), 4, outputs)
+    window, plane = s["kernel_height"] * s["kernel_width"], s["out_height"] * s["out_width"]
+    stride, tasks = _int8_tasks(s, unit, hardware)
+    last = plane - (tasks - 1) * stride
+    made = s["out_channels"]
+    blocks, vectors = _up(made, channels), _up(made, lanes)
+    rows = s["batch"] * ((tasks - 1) * _up(stride, unit) + _up(last, unit))
+    positions = s["batch"] * plane
+    # A step multiplies four inputs of a channel, or one where each channel has its own.
+    steps = window * np.where(depthwise, 1, _up(s["in_channels"], 4))
+    filters = np.where(depthwise, 1, s["in_channels"]) * window
+    again = rows * filters * np.where(depthwise, made, vectors * lanes)
+    pointers = (window > 1) | (s["stride_height"] * s["stride_width"] > 1) | (s["padding"] > 0)
+    return {
+        "cycles": rows * steps * unit * vectors,
+        "multiplications": positions * steps * made // lanes,
+        "latency_steps": rows * steps * blocks,
+        "single_steps": np.where(made % channels > 0, rows * steps, 0),
+        "tiles": rows * vectors,
+        "stores": positions * vectors,
+        "calls": rows * blocks,
+        "taps": rows * blocks * window,
+        "unfolded": np.where(pointers, positions * window, 0),
+        "unfolded_runs": np.where(pointers, positions * s["kernel_height"], 0),
+        "tasks": tasks * s["batch"],
+        "weights_read": made * filters,
+        "weights_again_l1": again * (channels * filters > hardware.l1),
+        "weights_again_l2": again * (channels * filters > hardware.l2),
+        "inputs_again": positions * filters * np.where(depthwise, made, blocks),
+        "inputs_again_l1": positions * filters * blocks * (240 * s["in_channels"] > hardware.l1) * ~depthwise,
+        "remainders": np.where(made % lanes > 0, positions, 0),
+        "filter_sets": made,  # a scale of its own each, computed in every call
     }
 
 
@@ -319,12 +415,8 @@ def _int8_convolution(s: Columns, algorithm: Counts, hardware: Hardware) -> dict
     taken, made = s["in_channels"] // s["groups"], s["out_channels"] // s["groups"]
     window, plane = s["kernel_height"] * s["kernel_width"], s["out_height"] * s["out_width"]
     depth, count = taken * window, s["groups"] * s["batch"]
-    # ComputeOutputStride of qlinearconv.cc, for one thread: at least 64 Ki multiplications a task, at most 5 tasks.
-    unit = np.where(depthwise, 4, np.where(s["signed"] > 0, 4, 6))
-    weights = np.where(depthwise, s["out_channels"] ** 2 * window, made * depth)
-    stride = np.maximum(unit, _up(_up(np.full_like(weights, 65536), weights), unit) * unit)
-    stride = np.where(_up(plane, stride) > 5, _up(_up(plane, 5), unit) * unit, stride)
-    tasks = _up(plane, np.minimum(stride, plane))
+    rows = np.where((s["signed"] > 0) & (hardware.lanes != 16), 4, 6)
+    _, tasks = _int8_tasks(s, np.where(depthwise, 4, rows), hardware)
     counts = _int8_product(plane, made, depth, count, tasks, s["signed"], hardware)
     written = s["batch"] * s["out_channels"] * plane
     runs = s["kernel_height"] * np.where(s["dilation_width"] == 1, 1, s["kernel_width"])
@@ -334,6 +426,7 @@ def _int8_convolution(s: Columns, algorithm: Counts, hardware: Hardware) -> dict
         "taps": np.where(unfolds, plane * window * count, 0),
         "remainders": plane * s["batch"] * (s["out_channels"] % 8 + 1),
         "tasks": tasks * s["batch"],
+        "filter_sets": s["out_channels"],
         "weights_read": s["out_channels"] * depth,
         "outputs_again_l1": 4 * written * (4 * written > hardware.l1),
         "outputs_again_l2": 4 * written * (4 * written > hardware.l2),
@@ -360,16 +453,19 @@ def convolution_work(s: Columns, int8: NDArray[np.bool_], hardware: Hardware) ->
     """The counts of `WORK` and the index in `ALGORITHMS` of convolutions, each [operators].
 
     `s`: sizes by name, int64 [operators]; `activation` is 1 where it takes a pass of its own, `plain` 1 where weights
-    are not laid out for the vector units, `signed` 1 for signed int8 weights.
+    are not laid out for the vector units, `signed` and `signed_input` 1 for signed int8 weights and activations.
     """
     taken = s["in_channels"] // s["groups"]
     whole = (s["kernel_height"] * s["kernel_width"] == 1) & (s["padding"] == 0)
     whole &= (s["stride_height"] == 1) & (s["stride_width"] == 1)
     depthwise = (s["groups"] > 1) & (taken == 1) & (s["out_channels"] == s["groups"])
     algorithm = np.where(int8, np.where(depthwise, 3, np.where(whole, 4, 5)), _blocked_algorithm(s, hardware))
+    indirect = int8 & _is_indirect(s, hardware)
+    algorithm = np.where(indirect, ALGORITHMS.index("indirect"), algorithm)
     work = {name: np.zeros_like(taken) for name in WORK}
     for mask, count in (
-        (int8, _int8_convolution),
+        (indirect, lambda s, _, hardware: _int8_indirect(s, hardware)),
+        (int8 & ~indirect, _int8_convolution),
         (~int8 & (algorithm < 4), _float_blocked),
         (~int8 & (algorithm >= 4), _float_convolution_product),
     ):

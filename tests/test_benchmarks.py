@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import loopback
 import numpy as np
 import onnx
 import onnxruntime
@@ -110,6 +111,17 @@ def test_the_wire_is_compared_with_entropy_and_with_plain_compression() -> None:
     assert row["smaller_than_fp32"] == pytest.approx(32 / row["bits"])
     assert row["smaller_than_plain_zstd"] == pytest.approx(row["plain_zstd_bits"] / row["bits"])
     assert 0 < row["squared_error_share"] < 1
+
+
+def test_another_machine_is_compared_with_this_one_measured_twice() -> None:
+    if lacking := loopback.missing():
+        pytest.skip(lacking)
+    document = quick("bench_remote")
+    assert 0 < document["kernels"] <= 6 and document["passes"] == 2
+    for found in (document["here_again"], document["over_ssh"]):
+        assert 0 < found["ratio"]["least"] <= found["ratio"]["median"] <= found["ratio"]["most"]
+        assert 0 <= found["within_floor"] <= 1
+    assert set(document["seconds_per_timing"]) == {"here", "here again", "over ssh"}
 
 
 def test_the_search_counts_its_bytes_and_budgets() -> None:

@@ -139,6 +139,11 @@ _TERMS = (
     "log_whole_blocks",
     "log_block_rests",
     "log_aliased",
+    "log_lost_rows_l1",
+    "log_lost_rows_l2",
+    "log_lost_columns_l1",
+    "log_lost_columns_l2",
+    "log_copied_blocks",
     "log_spilled_l1",
     "log_spilled_l2",
     "log_spilled_l3",
@@ -149,7 +154,7 @@ _ROBUST = 0.03
 _ROUNDS = 6
 _POOLED_RIDGE, _SHRINKAGE = 0.01, 0.2  # as strong as so many rows
 _LEAST_S = 1e-7
-_LEEWAY = math.log(2.0)
+_LEEWAY = math.log(4.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +165,7 @@ class TiledPredictor(Predictor):
     (no way told, then `WAYS`) are drawn towards it, the more so the fewer their rows.
     Large errors weigh less (iterated weights). Where few rows leave a count's cost open, a sum can go astray on an
     operator that has much of it; so it stays as near to the roofline of the same rows (`guard`) as it did on those of
-    the same way, give or take a factor of two: `limits` [2 + ways, 2] are natural logarithms of what it may be beyond.
+    the same way, give or take a factor of four: `limits` [2 + ways, 2] are natural logarithms of what it may be beyond.
     """
 
     name = "tiled"

@@ -16,7 +16,7 @@ from hwcost.prior.draws import Draw as Draw
 
 FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "dense convolution": (220, kernels.dense),
-    "depthwise convolution": (60, kernels.depthwise),
+    "depthwise convolution": (70, kernels.depthwise),
     "grouped convolution": (50, kernels.grouped),
     "residual convolution": (40, kernels.residual),
     "scaling": (14, kernels.scaling),
@@ -53,12 +53,12 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "Pad": (14, nodes.pad),
     "Resize": (40, nodes.resize),
     "blocked upsampling": (24, nodes.blocked_upsample),
-    "reduction": (72, nodes.reduction),
+    "reduction": (90, nodes.reduction),
     "transposed convolution": (20, nodes.transposed_convolution),
     "attention": (30, nodes.attention),
     "int8 attention": (16, nodes.int8_attention),
     "Gather": (20, nodes.gather),
-    "8-bit pools, channels first": (36, nodes.slow_pool),
+    "slow pools": (84, nodes.slow_pool),
     "Expand": (8, nodes.expand),
     "Where": (8, nodes.where),
     "depth and space": (10, nodes.space),

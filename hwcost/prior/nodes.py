@@ -61,19 +61,26 @@ def concat(rng: np.random.Generator) -> Operator:
         return _node("Concat", [_u(channels_last(shape)) for shape in shapes], [_u(channels_last(whole))], axis=3)
     last = rng.random() < 0.7
     shapes, whole = ([channels_last(shape) for shape in shapes], channels_last(whole)) if last else (shapes, whole)
-    inputs = [text for shape in shapes for text in (_u(shape), *_SCALE)]
-    return _microsoft("QLinearConcat", [*_SCALE, *inputs], [_u(whole)], axis=3 if last else 1)
+    # What has the output's scale is copied, what has another goes through a table.
+    copied = rng.random(len(shapes)) < pick(rng, (0.0, 0.5, 1.0))
+    inputs = [text for shape, same in zip(shapes, copied, strict=True) for text in (_u(shape), *_scale(bool(same)))]
+    return _microsoft("QLinearConcat", [*_scale(True), *inputs], [_u(whole)], axis=3 if last else 1)
+
+
+def _scale(usual: bool) -> tuple[str, str]:
+    """A scale and zero-point, one of two."""
+    return str(TensorType("float32", (), True, "1" if usual else "2")), str(TensorType("uint8", (), True, "0"))
 
 
 def broadcast(op_type: str, rng: np.random.Generator) -> Operator:
     """Two tensors, one smaller: a value per channel, one for all, or the last axis alone."""
     kind = rng.random()
     shape: Shape = draw_map(rng)
-    if kind < 0.45:
+    if kind < 0.35:
         one, other = _f(shape), _f((1, shape[1], 1, 1))
-    elif kind < 0.65:
+    elif kind < 0.5:
         one, other = _f(shape), _c(pick(rng, ((1, shape[1], 1, 1), (shape[1], 1, 1))))
-    elif kind < 0.8:
+    elif kind < 0.75:
         shape = shape if rng.random() < 0.5 else draw_tokens(rng)
         one, other = _f(shape), _c(())
     else:
@@ -203,8 +210,13 @@ def resize(rng: np.random.Generator) -> Operator:
     out = (*shape[:2], 2 * shape[2], 2 * shape[3])
     mode, place = pick(rng, (("nearest", "asymmetric"), ("nearest", "asymmetric"), ("linear", "half_pixel")))
     settings: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": place, "nearest_mode": "floor"}
-    scales = str(TensorType("float32", (4,), True, "1,1,2,2"))
-    return _node("Resize", [tensor(shape), "", scales], [tensor(out)], **settings)
+    if rng.random() < 0.4:  # between quantised convolutions
+        return _resize(tensor(channels_last(shape)), tensor(channels_last(out)), "1,2,2,1", settings)
+    return _resize(tensor(shape), tensor(out), "1,1,2,2", settings)
+
+
+def _resize(read: str, out: str, scales: str, settings: dict[str, Any]) -> Operator:
+    return _node("Resize", [read, "", str(TensorType("float32", (4,), True, scales))], [out], **settings)
 
 
 def blocked_upsample(rng: np.random.Generator) -> Operator:
@@ -221,8 +233,10 @@ def reduction(rng: np.random.Generator) -> Operator:
     op_type = pick(rng, ("ReduceMean", "ReduceMean", "ReduceMean", "ReduceMax", "ReduceSum"))
     if rng.random() < 0.65:
         shape: Shape = draw_map(rng, smallest=2)
-        axes = pick(rng, ((2, 3), (2, 3), (1, 2), (1,)))
-        shape = channels_last(shape) if axes == (1, 2) else shape
+        axes = pick(rng, ((2, 3), (2, 3), (1, 2), (1,), (1,), (2,)))
+        shape = channels_last(shape) if axes == (1, 2) or (axes == (1,) and rng.random() < 0.5) else shape
+        if len(axes) == 1 and rng.random() < 0.5:  # what is left of a text line's height
+            shape = tuple(pick(rng, (2, 3, 4, 6, 8)) if place in axes else size for place, size in enumerate(shape))
     else:
         shape = draw_tokens(rng)
         axes = pick(rng, ((2,), (2,), (1,)))
@@ -287,13 +301,16 @@ def gather(rng: np.random.Generator) -> Operator:
 
 
 def slow_pool(rng: np.random.Generator) -> Operator:
-    """8-bit pools of a graph whose layout stayed channels first, which have other kernels than those of the rest."""
+    """8-bit pools of a graph whose layout stayed channels first, and float averages of newer graphs: they have other
+    kernels than the rest."""
     _, channels, height, width = draw_map(rng, smallest=3)
     kernel, stride, pad = pick(rng, ((2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (5, 1, 2)))
     shape = (1, channels, max(height, kernel), max(width, kernel))
     sides = [(size + 2 * pad - kernel) // stride + 1 for size in shape[2:]]
     window: dict[str, Any] = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
     kind = rng.random()
+    if rng.random() < 0.35:
+        return _node("AveragePool", [_f(shape)], [_f((1, channels, *sides))], 19, **window)
     if kind < 0.5:
         tensor = _u if rng.random() < 0.7 else _s
         return _node("MaxPool", [tensor(shape)], [tensor((1, channels, *sides))], 12, **window)

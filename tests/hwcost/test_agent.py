@@ -44,7 +44,7 @@ def test_a_board_needs_python_numpy_and_onnxruntime_only(tmp_path: Path) -> None
         "do": "shortest",
         "threads": 1,
         "optimise": "all",
-        "model": 0,
+        "model": [0],
         "seconds": 0.0,
         "feeds": {name: {"dtype": "<f4", "shape": feed.shape, "blob": 1}},
     }

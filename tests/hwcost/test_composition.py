@@ -177,14 +177,19 @@ def test_bytes_come_from_memory_the_more_the_larger_the_network() -> None:
 
 
 def test_weights_from_memory_are_counted_by_what_reads_them() -> None:
-    conv = Conv.square(1024, 1024, 4, 3)  # 36 MiB in float, 9 MiB in int8
-    (float_bytes, none, _) = bytes_from_memory([(conv, FLOAT, 1)])
-    assert none == 0 and float_bytes == 4 * conv.weights + 4 * 1024
-    (none, int8_bytes, _) = bytes_from_memory([(conv, Precision(8, 8, "u8s8"), 4)])
-    assert none == 0 and int8_bytes == 4 * (conv.weights + 8 * 1024)
-    expected = float(float_bytes) * RATES[0]
-    assert FLAT.weights_s([(conv, FLOAT, 1)]) == pytest.approx(expected)
+    conv = Conv.square(448, 448, 4, 3)  # 7 MiB in float
+    (float_bytes, none, _) = bytes_from_memory([(conv, FLOAT, 5)])
+    assert none == 0 and float_bytes == 5 * (4 * conv.weights + 4 * 448)
+    (none, int8_bytes, _) = bytes_from_memory([(conv, Precision(8, 8, "u8s8"), 20)])
+    assert none == 0 and int8_bytes == 20 * (conv.weights + 8 * 448)
+    assert FLAT.weights_s([(conv, FLOAT, 5)]) == pytest.approx(float(float_bytes) * RATES[0])
     assert FLAT.weights_s([(Gemm(1, 64, 64), FLOAT, 1)]) == 0
+
+
+def test_weights_that_no_cache_holds_were_timed_from_memory_already() -> None:
+    assert not bytes_from_memory([(Gemm(1, 8192, 1024), FLOAT, 1)]).any()  # 32 MiB
+    (_, _, some) = bytes_from_memory([(Gemm(1, 8192, 512), FLOAT, 3)])
+    assert 0 < some < 3 * 4 * 8192 * 512
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import sys
 
 import pytest
 
-from hwcost.machine import detect_machine, device_name, host_device_name, quietness, throttle_warnings
+from hwcost.machine import (
+    Facts,
+    cool_down,
+    detect_machine,
+    device_name,
+    host_device_name,
+    quietness,
+    throttle_warnings,
+)
 
 _LEGAL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -67,3 +75,70 @@ def test_describing_the_machine_loads_nothing_heavy() -> None:
         "assert not {'onnxruntime', 'onnx', 'numpy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+CPU0 = "/sys/devices/system/cpu/cpu0"
+PI = Facts(
+    system="Linux 6.6.31",
+    architecture="aarch64",
+    processor="",
+    python="3.11.2",
+    onnxruntime="1.20.1",
+    cores=4,
+    load=0.1,
+    texts={
+        "/proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4",
+        f"{CPU0}/cpufreq/scaling_governor": "ondemand",
+        f"{CPU0}/cache/index0/level": "1",
+        f"{CPU0}/cache/index0/type": "Data",
+        f"{CPU0}/cache/index0/size": "32K",
+        f"{CPU0}/cache/index2/level": "2",
+        f"{CPU0}/cache/index2/type": "Unified",
+        f"{CPU0}/cache/index2/size": "1M",
+    },
+    board={"get_throttled": "throttled=0x0", "measure_temp": "temp=48.2'C"},
+)
+
+
+def pi(temperature: str, throttled: str = "0x0") -> Facts:
+    board = {"get_throttled": f"throttled={throttled}", "measure_temp": f"temp={temperature}'C"}
+    return PI.model_copy(update={"board": board})
+
+
+def test_a_board_tells_its_caches_governor_and_temperature() -> None:
+    machine = detect_machine(1, PI)
+    assert machine.cache_bytes == {"L1d": 32768, "L2": 1048576}
+    assert (machine.governor, PI.celsius, PI.hot) == ("ondemand", 48.2, "")
+    assert quietness(PI) == ("the clock may vary: CPU governor is ondemand, `performance` repeats best",)
+    sensor = {"board": {}, "texts": {"/sys/class/thermal/thermal_zone0/temp": "81500"}}
+    assert PI.model_copy(update=sensor).hot == "it is at 82 degrees"
+    failed = PI.model_copy(update={"board": {"get_throttled": "vcgencmd failed (no device)"}})
+    assert "the board's throttle state is not known: vcgencmd failed (no device)" in quietness(failed)
+
+
+def test_a_hot_board_is_waited_for_and_it_says_so() -> None:
+    told = iter([pi("84.0"), pi("80.0", "0x4"), pi("78.0", "0x4"), pi("75.0", "0x40000")])
+    said: list[str] = []
+    slept: list[float] = []
+    facts = cool_down(lambda: next(told), said.append, slept.append)
+    assert facts.celsius == 75.0 and slept == [10.0] * 3
+    assert said == [
+        "waiting for Raspberry Pi 4 Model B Rev 1.4 to cool down: it is at 84 degrees",
+        "cool enough after 30 s, measuring goes on",
+    ]
+
+
+def test_a_board_that_stays_hot_is_measured_in_the_end() -> None:
+    said: list[str] = []
+    slept: list[float] = []
+    assert cool_down(lambda: pi("85.0"), said.append, slept.append).hot
+    assert sum(slept) == 900
+    assert said[-1] == "it is at 85 degrees after 15 minutes of rest: measuring goes on, give the board a fan"
+
+
+def test_a_cool_machine_is_not_waited_for() -> None:
+    def never(seconds: float) -> None:
+        raise AssertionError(f"slept {seconds} s")
+
+    cool = PI.model_copy(update={"board": {}})
+    assert cool_down(lambda: cool, lambda text: never(0), never) == cool

@@ -13,10 +13,10 @@ import pytest
 from onnx_models import float_model
 
 from hwcost.errors import MeasurementError
-from hwcost.kernels import copies, prepare
+from hwcost.kernels import copies, prepare, run_time
 from hwcost.model import read_model
 from hwcost.ops import FLOAT, INT8, Conv, Gemm, Operator, Pool
-from hwcost.pipe import Piped
+from hwcost.pipe import Piped, _parts
 from hwcost.runtime import EndedError, Given, Here, RefusedError, time_model
 from hwcost.timing import Survey, Task, Timings
 
@@ -142,23 +142,30 @@ def test_a_model_is_read_as_it_is_here(tmp_path: Path) -> None:
     assert (there.uncovered, there.elements) == (here.uncovered, here.elements)
 
 
-def test_weights_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("contains", [(), (b"xyz",), (b"bc", b"d"), (b"abcdabcd",), (b"bcd", b"cda"), (b"",)])
+def test_a_model_in_parts_is_the_model(contains: tuple[bytes, ...]) -> None:
+    for model in (b"abcdabcd", b"abcd" * 3 + b"e", b"a"):
+        assert b"".join(_parts(model, contains)) == model
+    assert _parts(b"abcdabcd", (b"bc", b"d")) == [b"a", b"bc", b"d", b"a", b"bc", b"d"]
+
+
+def test_weights_and_inputs_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     with Piped() as runtime:
-        kernel = prepare(Conv.square(64, 64, 6, 3), FLOAT, "u8u8", 0, runtime, 1)
-        model, feeds, weights = copies([kernel], 7)
-        given = Given(model, 1, "none", weights=weights)
+        kernel = prepare(Conv.square(64, 64, 14, 3), FLOAT, "u8u8", 0, runtime, 1)
         process = runtime._process
         assert process is not None and process.stdin is not None
         write = process.stdin.write
         monkeypatch.setattr(process.stdin, "write", lambda data: sent.append(len(data)) or write(data))
-        for _ in range(2):
-            runtime.shortest_s(given, feeds, 0.0)
-            sent.append(0)
-    first, second = sum(sent[: sent.index(0)]), sum(sent[sent.index(0) :])
-    heavy_bytes = sum(one.base.nbytes for one in weights.values())
-    assert first < len(model) + heavy_bytes / 7 + 20_000 < heavy_bytes
-    assert second < 20_000
+        sizes = []
+        for count in (7, 7, 8):
+            assert run_time([kernel], count, runtime, 1, 0.0) > 0
+            sizes.append(sum(sent))
+            sent.clear()
+    (x,), (weights, _) = kernel.inputs.values(), sorted(kernel.constants.values(), key=lambda one: -one.ByteSize())
+    assert x.nbytes > 40_000 and weights.ByteSize() > 140_000
+    assert sizes[0] < weights.ByteSize() + x.nbytes + 20_000
+    assert max(sizes[1:]) < 20_000
 
 
 def test_what_the_runtime_refuses_is_said_as_in_this_process(tmp_path: Path) -> None:
@@ -227,7 +234,7 @@ def test_what_is_no_answer_ends_the_process_and_is_no_timing(answer: str) -> Non
 def test_a_child_ends_with_its_parent_in_the_middle_of_a_run_and_leaves_no_file(tmp_path: Path) -> None:
     script = """
 import os, signal, sys, threading
-from hwcost.pipe import Piped
+from hwcost.pipe import Piped, _parts
 from hwcost.runtime import Given
 from hwcost.agent import __file__ as agent
 code = f'''

@@ -94,7 +94,7 @@ def test_without_a_fit_the_unprofiled_is_an_error_that_says_what_to_run(profile:
 
 def test_an_unprofiled_family_is_an_error_not_zero(model: CostModel) -> None:
     op: Operator = Pool("max", 16, 8, 8, (2, 2), (2, 2))
-    with pytest.raises(UnknownOperatorError, match=r"family pool.max.blocked at w8a8 .* run `hwcost profile`"):
+    with pytest.raises(UnknownOperatorError, match=r"family pool.max at w8a8 .* run `hwcost profile`"):
         model.price(op, INT8)
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from hwcost.features import FEATURE_NAMES, feature_matrix
-from hwcost.ops import FLOAT, INT8, PLAIN, Conv, Gemm, Operator, Precision
+from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Gemm, Operator, Precision
 from hwcost.tiling import ALGORITHMS, Hardware, _valid_taps
 
 AVX512 = Hardware.of(("avx512f", "avx2"), "x86_64", {"L1d": 32768, "L2": 1048576})
+VNNI = Hardware.of(("avx512f", "avx2", "avx512_vnni"), "x86_64", {"L1d": 32768, "L2": 1048576}, "u8s8")
 NEON = Hardware.of(("asimd",), "aarch64", {"L1d": 32768, "L2": 1048576})
 
 
@@ -90,7 +91,64 @@ def test_taps_are_counted_where_windows_lie_on_input() -> None:
         assert _valid_taps(*sizes).tolist() == [expected]
 
 
-def test_signed_weights_have_kernels_of_four_rows() -> None:
-    op = Conv.square(16, 16, 6, 1)  # 36 positions, one task
+@pytest.mark.parametrize(
+    ("op", "form", "hardware", "expected"),
+    [
+        (Conv.square(16, 32, 32, 3), "u8s8", VNNI, "indirect"),
+        (Conv.square(16, 32, 32, 1), "u8s8", None, "indirect"),
+        (Conv.square(16, 20, 32, 3), "u8s8", VNNI, "indirect"),
+        (Conv.square(16, 20, 32, 3), "u8s8", None, "unfolded"),  # outputs in eights there
+        (Conv.square(16, 12, 32, 3), "u8s8", VNNI, "unfolded"),
+        (Conv.square(18, 32, 32, 1), "u8s8", VNNI, "product"),
+        (Conv.square(16, 32, 32, 3), "u8u8", VNNI, "unfolded"),
+        (Conv.square(16, 32, 32, 3), "s8s8", VNNI, "unfolded"),
+        (Conv.square(16, 32, 32, 3, groups=2), "u8s8", VNNI, "unfolded"),
+        (Conv.square(48, 48, 32, 3, groups=48), "u8s8", VNNI, "indirect"),
+        (Conv.square(24, 24, 32, 3, groups=24), "u8s8", VNNI, "depthwise"),
+        (Conv.square(64, 32, 32, 3), "s8s8", NEON, "indirect"),
+        (Conv.square(64, 32, 32, 1), "s8s8", NEON, "product"),
+        (Conv.square(32, 32, 32, 3), "s8s8", NEON, "unfolded"),
+        (Conv.square(24, 24, 32, 3, groups=24), "s8s8", NEON, "indirect"),
+    ],
+)
+def test_signed_weights_are_read_through_pointers_where_the_runtime_can(
+    op: Operator, form: str, hardware: Hardware | None, expected: str
+) -> None:
+    assert _algorithm(op, Precision(8, 8, form), hardware) == expected
+
+
+def test_the_usual_int8_kernel_is_the_devices() -> None:
+    op = Conv.square(16, 32, 32, 3)
+    named, usual = (feature_matrix([(op, Precision(8, 8, form))], VNNI) for form in ("u8s8", ""))
+    assert (named == usual).all() and _algorithm(op, INT8, AVX512) == "unfolded"
+
+
+def test_tiles_of_pointers_are_always_whole() -> None:
+    op = Conv(16, 80, 5, 5, (3, 3))  # nine outputs: two rows of six; 80 channels: five vectors in two blocks
+    counts = _counts(op, INT8, VNNI)
+    assert counts["tiles"] == pytest.approx(2 * 5)
+    assert counts["calls"] == pytest.approx(2 * 2)
+    assert counts["cycles"] == pytest.approx(2 * 9 * 4 * 6 * 5)
+    assert counts["unfolded"] == pytest.approx(9 * 9)
+
+
+def test_lines_a_power_of_two_apart_are_lost_before_they_are_used_again() -> None:
+    def lost(channels: int, side: int) -> float:
+        transpose = Boundary("transpose", (1, channels, side, side), (0, 2, 3, 1))
+        return _counts(transpose, INT8, VNNI)["lost_columns_l1"]
+
+    assert lost(4, 64) == lost(60, 16) == lost(64, 60) == 0
+    assert lost(60, 64) == pytest.approx(60 * 64 * 64)
+
+
+def test_short_blocks_are_copied_by_a_call_each() -> None:
+    def copied(last: int) -> float:
+        return _counts(Boundary("transpose", (1, 8, 6, last), (0, 2, 1, 3)), INT8, VNNI)["copied_blocks"]
+
+    assert copied(9) == pytest.approx(48) and copied(8) == 0
+
+
+def test_signed_weights_have_kernels_of_four_rows_without_wide_vectors() -> None:
+    op = Conv.square(18, 16, 6, 1)  # 36 positions, one task
     usual, signed = (_counts(op, Precision(8, 8, kernel))["tiles"] for kernel in ("", "u8s8"))
     assert (usual, signed) == (pytest.approx(6), pytest.approx(9))
