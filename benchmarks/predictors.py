@@ -36,11 +36,11 @@ from hwcost.measure import profile_machine
 from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import Operator, Precision
+from hwcost.pipe import Piped
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.pricing import CostModel
 from hwcost.profiles import Profile, Row, write_profile
 from hwcost.runtime import time_model
-from hwcost.worker import Worker
 
 BENCHMARK: Final = Benchmark("predictors", __doc__ or "")
 PASSES: Final = 4
@@ -156,7 +156,7 @@ def timed_kernels(judged: Sequence[Judged], work: Path, count: int, seed: int) -
     distinct = list(dict.fromkeys(layer for one in judged for layer in one.layers))
     order = np.random.default_rng([seed, 7]).permutation(len(distinct))[:count]
     sampled = [distinct[place] for place in order.tolist()]
-    with progress("Timing kernels of the networks") as report, Worker() as worker:
+    with progress("Timing kernels of the networks") as report, Piped() as runtime:
         found = profile_machine(
             [],
             device="kernels",
@@ -166,7 +166,7 @@ def timed_kernels(judged: Sequence[Judged], work: Path, count: int, seed: int) -
             journal=work / "kernels.partial.jsonl",
             progress=report,
             skip_unsupported=True,
-            timings=worker,
+            runtime=runtime,
         )
     write_profile(found, path)
     return found
