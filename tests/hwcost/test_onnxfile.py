@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,12 @@ from hwcost.ops import Conv
 from hwcost.runtime import Here
 
 Make = Callable[[onnx.ModelProto], None]
+
+
+def unnamed(path: Path) -> ModelLayers:
+    """What a model executes, without the names of its nodes: those of added reorders differ from session to session."""
+    found = read_model(path)
+    return replace(found, layers=tuple(("", op, precision) for _, op, precision in found.layers))
 
 
 def changed(path: Path, change: Make) -> Path:
@@ -146,10 +153,10 @@ def point(path: Path, **entries: str) -> Path:
 def test_weights_in_another_file_are_found_from_any_folder(
     tmp_path: Path, external: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = read_model(float_model(tmp_path / "inside.onnx"))
-    assert read_model(external) == wanted
+    wanted = unnamed(float_model(tmp_path / "inside.onnx"))
+    assert unnamed(external) == wanted
     monkeypatch.chdir(external.parent)
-    assert read_model(Path("m.onnx")) == wanted
+    assert unnamed(Path("m.onnx")) == wanted
 
 
 def test_weights_that_are_missing_or_cut_off_are_named(external: Path) -> None:
@@ -184,12 +191,12 @@ def test_an_optimised_model_keeps_its_weights_out_of_the_protobuf(
     path = float_model(tmp_path / "m.onnx")
     optimised = hwcost.model._optimise(load_model(path), "executed", tmp_path, Here())
     assert sum(len(tensor.raw_data) for tensor in optimised.proto.graph.initializer) > 1000
-    wanted = read_model(path)
+    wanted = unnamed(path)
     monkeypatch.setattr(hwcost.model, "_LARGE_BYTES", 1)
     optimised = hwcost.model._optimise(load_model(path), "executed", tmp_path, Here())
     assert sum(len(tensor.raw_data) for tensor in optimised.proto.graph.initializer) < 100
     assert sum(weights.stat().st_size for weights in tmp_path.glob("*.weights")) > 1000
-    assert read_model(path) == wanted
+    assert unnamed(path) == wanted
 
 
 # Files that are no models
@@ -336,8 +343,8 @@ def test_nan_weights_cost_what_other_weights_cost(tmp_path: Path) -> None:
                 tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, np.nan), tensor.name))
 
     path = float_model(tmp_path / "m.onnx")
-    wanted = read_model(path)
-    assert read_model(changed(path, spoil)) == wanted
+    wanted = unnamed(path)
+    assert unnamed(changed(path, spoil)) == wanted
 
 
 def test_a_model_without_nodes_executes_nothing(tmp_path: Path) -> None:
