@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from hwcost.worker import Worker
 from networks import HeldOut, held_out_networks
 from record import Benchmark
 
