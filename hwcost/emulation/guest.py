@@ -10,6 +10,7 @@ every trace is taken in a process of its own, a child of one that has loaded the
 from __future__ import annotations
 
 import ctypes
+import importlib
 import io
 import os
 import sys
@@ -20,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 if TYPE_CHECKING:
-    from hwcost.agent import Agent, Answer, Request, exactly, main, read_line, write_frame
+    from hwcost import agent
 else:
-    from agent import Agent, Request, exactly, main, read_line, write_frame
+    agent = importlib.import_module("agent")
 
 _LSEEK: Final = 62
 _MAGIC: Final = 0x68776370
@@ -31,7 +32,7 @@ _WARM_UPS: Final = 2
 _LONGEST: Final = 2**12
 
 
-class TracedAgent(Agent):
+class TracedAgent(agent.Agent):
     """Traces runs; a trace is known by its number. `ask` and `told` lead to the process whose children take them."""
 
     ask: int
@@ -41,13 +42,13 @@ class TracedAgent(Agent):
         super().__init__(folder)
         self._count = 0
 
-    def do_trace(self, request: Request) -> Answer:
+    def do_trace(self, request: agent.Request) -> agent.Answer:
         """Trace one run of a session that has run before; the number of the trace."""
         number, self._count = self._count, self._count + 1
         path = self.folder / "request"
         blobs = request._blobs
         with path.open("wb") as stream:
-            write_frame(stream, {**request.head, "number": number, "blobs": [len(blob) for blob in blobs]}, blobs)
+            agent.write_frame(stream, {**request.head, "number": number, "blobs": [len(blob) for blob in blobs]}, blobs)
         os.write(self.ask, os.fsencode(path))
         refused = os.read(self.told, _LONGEST).decode(errors="replace").strip("\0")
         if refused == "ended":
@@ -61,9 +62,9 @@ def _trace(path: bytes) -> str:
     """Do what the file at `path` asks for; what the runtime refuses, in words."""
     with open(path, "rb") as stream:  # noqa: PTH123
         frame = io.BytesIO(stream.read())
-    head = read_line(frame)
+    head = agent.read_line(frame)
     assert head is not None
-    request = Request(head, [exactly(frame, size) for size in head["blobs"]])
+    request = agent.Request(head, [agent.exactly(frame, size) for size in head["blobs"]])
     call: Any = ctypes.CDLL(None).syscall
 
     def mark(number: int) -> None:
@@ -71,7 +72,7 @@ def _trace(path: bytes) -> str:
 
     number = 2 * int(head["number"])
     try:
-        with Agent(Path(os.fsdecode(path)).parent).running(request) as running:
+        with agent.Agent(Path(os.fsdecode(path)).parent).running(request) as running:
             feeds = request.feeds
             for _ in range(_WARM_UPS):
                 running.run(None, feeds)
@@ -97,7 +98,7 @@ def _serve_traces(asked: int, tell: int) -> None:
 def serve() -> int:
     """Entry point: an agent, and beside it the process whose children trace."""
     with suppress(ImportError, OSError):  # which is told where somebody asks
-        import onnxruntime  # noqa: F401
+        agent.any_refusal()  # loads the runtime
     asked, ask = os.pipe()
     told, tell = os.pipe()
     if os.fork() == 0:
@@ -111,7 +112,7 @@ def serve() -> int:
     os.close(asked)
     os.close(tell)
     TracedAgent.ask, TracedAgent.told = ask, told
-    return main(TracedAgent)
+    return agent.main(TracedAgent)
 
 
 if __name__ == "__main__":

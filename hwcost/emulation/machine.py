@@ -31,7 +31,6 @@ class Emulated(Piped):
     def __init__(self, device: DeviceClass, tools: Tools) -> None:
         self.emulation = emulation_of(device)
         self._device = device
-        self._folder = Path(tempfile.mkdtemp(prefix="hwcost-emulator-"))
         root = tools.machine(device)
         self._core = Core(
             self.emulation.mca_cpu,
@@ -40,6 +39,7 @@ class Emulated(Piped):
             tools.program("llvm-mca"),
             tools.program("llvm-mc"),
         )
+        self._folder = Path(tempfile.mkdtemp(prefix="hwcost-emulator-"))
         super().__init__(
             (
                 *("env", "-i", "PYTHONHASHSEED=0", "PYTHONDONTWRITEBYTECODE=1", "OPENBLAS_NUM_THREADS=1"),
