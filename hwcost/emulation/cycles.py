@@ -145,14 +145,14 @@ class Core:
         return sum(count * self._costs[key] for key, count in counts.items())
 
     def cycles_between(self, few: Trace, many: Trace) -> int:
-        """By how much one trace takes longer than another that shares most of it. Only what they do not share is
-        simulated, and the answer depends on nothing that was asked before."""
+        """By how much one trace takes longer than another that shares most of it: only what they do not share is
+        simulated."""
         net = Counter(many.counts())
         net.subtract(few.counts())
         wanted = {key for key, count in net.items() if count}
-        costs = self._simulated_costs(many, wanted)
-        costs.update(self._simulated_costs(few, wanted - costs.keys()))
-        return sum(net[key] * costs[key] for key in wanted)
+        for trace in (many, few):
+            self._costs.update(self._simulated_costs(trace, wanted - self._costs.keys()))
+        return sum(net[key] * self._costs[key] for key in wanted)
 
     def names_between(self, few: Trace, many: Trace) -> Counter[str]:
         """How often each kind of vector instruction is executed more in `many` than in `few`; empty: all others."""
@@ -181,6 +181,8 @@ class Core:
             else:
                 stretches.append((start, [place]))
         costs: dict[int, int] = {}
+        if not wanted:
+            return costs
         batch: list[tuple[int, list[int], list[Words]]] = []
         size = 0
         for start, inside in stretches:

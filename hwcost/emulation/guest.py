@@ -29,6 +29,8 @@ _LSEEK: Final = 62
 _MAGIC: Final = 0x68776370
 _WARM_UPS: Final = 2
 """Runs before the one that is traced: the first plans memory, the second allocates what was planned."""
+_WARM: Final = b"w"
+_TRACE: Final = b"t"
 _LONGEST: Final = 2**12
 
 
@@ -42,20 +44,28 @@ class TracedAgent(agent.Agent):
         super().__init__(folder)
         self._count = 0
 
+    def do_warm(self, request: agent.Request) -> agent.Answer:
+        """Run a model where later traces are forked from: what is translated then need not be translated again."""
+        self._told(request, _WARM, 0)
+        return None, ()
+
     def do_trace(self, request: agent.Request) -> agent.Answer:
         """Trace one run of a session that has run before; the number of the trace."""
         number, self._count = self._count, self._count + 1
+        self._told(request, _TRACE, number)
+        return number, ()
+
+    def _told(self, request: agent.Request, what: bytes, number: int) -> None:
         path = self.folder / "request"
         blobs = request._blobs
         with path.open("wb") as stream:
             agent.write_frame(stream, {**request.head, "number": number, "blobs": [len(blob) for blob in blobs]}, blobs)
-        os.write(self.ask, os.fsencode(path))
+        os.write(self.ask, what + os.fsencode(path))
         refused = os.read(self.told, _LONGEST).decode(errors="replace").strip("\0")
         if refused == "ended":
             raise SystemExit(1)
         if refused:
             raise RuntimeError(refused)
-        return number, ()
 
 
 def _trace(path: bytes) -> str:
@@ -87,6 +97,10 @@ def _trace(path: bytes) -> str:
 def _serve_traces(asked: int, tell: int) -> None:
     """A child for every path that is asked for, until nobody asks."""
     while path := os.read(asked, _LONGEST):
+        what, path = path[:1], path[1:]
+        if what == _WARM:
+            os.write(tell, _trace(path).encode()[: _LONGEST // 2] or b"\0")
+            continue
         child = os.fork()
         if child == 0:
             os.write(tell, _trace(path).encode()[: _LONGEST // 2] or b"\0")

@@ -7,17 +7,22 @@ one run are priced by a model of the core instead (`hwcost.emulation.cycles`), t
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from hwcost.devices import DeviceClass, Emulation
 from hwcost.emulation.cycles import Core, Trace
 from hwcost.emulation.tools import GUEST, Tools
 from hwcost.errors import MeasurementError
+from hwcost.graph import candidates
+from hwcost.ops import FLOAT, INT8, Conv, Gemm
 from hwcost.pipe import Piped, _frame
 from hwcost.runtime import Array, Given
 
@@ -51,6 +56,13 @@ class Emulated(Piped):
             ),
             _REQUEST_S,
         )
+
+    def open(self, source: bytes = b"") -> "subprocess.Popen[bytes]":
+        process = super().open(source)
+        self.load()
+        for given, feeds in _warm_ups():
+            self.ask(_frame("warm", given, feeds))
+        return process
 
     def trace(self, given: Given, feeds: Mapping[str, Array]) -> Trace:
         """What one run executes, in a session that has run before; one thread."""
@@ -95,3 +107,14 @@ def emulation_of(device: DeviceClass) -> Emulation:
             f"an emulated device says how in hwcost/devices/, {device.name} does not: leave --emulate out"
         )
     return device.emulation
+
+
+@cache
+def _warm_ups() -> tuple[tuple[Given, dict[str, Array]], ...]:
+    """Small models that make the emulator translate most of what later ones execute."""
+    found = []
+    for op in (Conv.square(16, 16, 4, 3), Gemm(1, 16, 16)):
+        for precision in (FLOAT, INT8):
+            one = candidates(op, precision, "s8s8", np.random.default_rng(0))[0]
+            found.append((Given(one.model.SerializeToString()), dict(one.feeds)))
+    return tuple(found)
