@@ -131,7 +131,8 @@ def devices(as_json: bool) -> None:
     entries = [(HOST, here, True, ["measured here", "over ssh"])]
     for known in map(load_device, known_devices()):
         mine = runs_here(known, facts)
-        ways = ["measured here"] * mine + ["over ssh"] + ["estimated"] * (not mine and known.estimate is not None)
+        ways = ["measured here"] * mine + ["over ssh"] + ["emulated"] * (not mine and known.emulation is not None)
+        ways += ["estimated"] * (not mine and known.estimate is not None)
         entries.append((known.name, known.description, mine, ways))
     if as_json:
         names = ("name", "description", "this_machine", "ways")
