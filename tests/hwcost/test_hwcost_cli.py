@@ -24,6 +24,7 @@ from hwcost.profiles import read_profile, write_profile
 
 COMMANDS = (
     "adapt",
+    "emulator",
     "profile",
     "fit",
     "predict",
@@ -228,7 +229,7 @@ def test_devices_and_predictors_are_listed(folder: Path, capsys: pytest.CaptureF
     assert [entry["name"] for entry in devices] == ["host", *known_devices()]
     assert devices[0]["this_machine"] is True
     ways = {entry["name"]: entry["ways"] for entry in devices}
-    assert ways["rpi4"] == ["over ssh", "estimated"] and ways["rpi5"] == ["over ssh"]
+    assert ways["rpi4"] == ["over ssh", "emulated", "estimated"] and ways["rpi5"] == ["over ssh"]
     assert [entry["name"] for entry in devices[1:] if entry["this_machine"]] == [class_of(facts_here())] * bool(
         class_of(facts_here())
     )
