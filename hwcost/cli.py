@@ -7,10 +7,12 @@ Commands only translate between the reader and the library. Heavy modules are im
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hwcost.cli_absent import emulator, profile_absent, way_options
+from hwcost.cli_adapt import adapt
 from hwcost.cli_profiles import (
     PROFILES,
     compare,
@@ -24,21 +26,18 @@ from hwcost.cli_profiles import (
     standing_measurements,
 )
 from hwcost.console import file_type, json_option, note, print_json, progress, run_cli, writing
-from hwcost.errors import FitError, MeasurementError, ModelError, ProfileError
+from hwcost.errors import FitError, MeasurementError, ModelError
 
 if TYPE_CHECKING:
     from hwcost.check import Prediction
+    from hwcost.cli_absent import Way
     from hwcost.devices import DeviceClass
     from hwcost.machine import Facts
-    from hwcost.ops import Operator, Precision
     from hwcost.profiles import Profile
     from hwcost.ssh import Ssh
 
 Sizes = tuple[int, ...]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_ESTIMATED: Final = 500
-"""Operators of other networks in an estimate: an analytic model has no more to tell."""
 
 
 def _sizes(text: str) -> Sizes:
@@ -161,6 +160,7 @@ def cli() -> None:
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads per run.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample, weights and order.")
 @ssh_options
+@way_options
 @json_option
 def profile(
     device: str,
@@ -174,15 +174,19 @@ def profile(
     threads: int,
     seed: int,
     remote: "Ssh | None",
+    way: "Way | None",
     as_json: bool,
 ) -> None:
-    """Measure a device's operators, here or over ssh, or estimate them where the device is not at hand.
+    """Measure a device's operators, here or over ssh; where it is not at hand, write the emulated profile that is
+    shipped, or emulate it, or estimate it.
 
     \b
     Examples:
       hwcost profile                  measure this machine, and name the profile after it
       hwcost profile --budget 20s     the same in a hurry: fewer operators of other networks
-      hwcost profile --device rpi4    on a Pi 4: measure; elsewhere: an estimate that says so
+      hwcost profile --device rpi4    on a Pi 4: measure; elsewhere: an emulated profile that says so
+      hwcost profile --device rpi4 --emulate
+                                      emulate it anew, after `hwcost emulator --install`
       hwcost profile --device rpi4 --ssh pi@raspberrypi.local
                                       measure that Pi 4, which needs Python with numpy and onnxruntime
       hwcost profile --device my-board --ssh me@board:2222 --python /srv/venv/bin/python
@@ -198,7 +202,7 @@ def profile(
 
     wanted = tuple(map(Precision.parse, precisions)) or None
     facts = facts_here() if remote is None else remote.facts()
-    known, measured = _device(device, facts, remote)
+    known, measured = _device(device, facts, remote, way)
     name = host_device_name(facts) if device == HOST else device
     target = out or PROFILES / f"{name}.json"
     if measured:
@@ -228,13 +232,14 @@ def profile(
                 skip_unsupported=True,
             ),
         )
-    elif known is not None and threads == 1 and not models:
-        operators = default_operators(images, seed, _ESTIMATED if samples is None else samples)
-        made = _estimate(known, target, operators, wanted)
+    elif known is not None and threads == 1:
+        made = profile_absent(
+            known, target, way, images=images, samples=samples, models=models, precisions=wanted, seed=seed
+        )
     else:
         raise click.UsageError(
-            f"{name} is not this machine, and an estimate is for one thread and no model: measure one with --ssh, or "
-            "leave out --threads and --model"
+            f"{name} is not this machine, and what is not measured is for one thread: measure it with --ssh, or leave "
+            "out --threads"
         )
     if as_json:
         print_json(profile_document(made, target))
@@ -242,13 +247,18 @@ def profile(
         show_profile(made, target)
 
 
-def _device(name: str, facts: "Facts", remote: "Ssh | None") -> tuple["DeviceClass | None", bool]:
-    """The class of that name, None where a machine is measured whatever it is; and whether it is measured.
+def _device(name: str, facts: "Facts", remote: "Ssh | None", way: "Way | None") -> tuple["DeviceClass | None", bool]:
+    """The class of that name, None where a machine is measured whatever it is; and whether it is measured, which it is
+    not where the reader asks for another way.
 
     Raises `UnknownDeviceError`, and `MeasurementError` where the machine at the other end is of another class.
     """
     from hwcost.devices import HOST, check_name, class_of, known_devices, load_device, runs_here
 
+    if way is not None:
+        if remote is not None or name == HOST:
+            raise click.UsageError(f"--{way} is of a device that is not at hand: name its class, and leave out --ssh")
+        return load_device(name), False
     if name == HOST or (remote is not None and name not in known_devices()):
         check_name(name)
         return None, True
@@ -294,31 +304,6 @@ def _measure(target: Path, threads: int, remote: "Ssh | None", measured: Callabl
     with writing(target):
         write_profile(made, target)
     journal.unlink(missing_ok=True)
-    return made
-
-
-def _estimate(
-    device: "DeviceClass",
-    target: Path,
-    operators: tuple["Operator", ...],
-    precisions: tuple["Precision", ...] | None,
-) -> "Profile":
-    """Write an estimate, and say plainly that it is one; raises `ProfileError` where it would replace measurements."""
-    from hwcost.estimate import estimate_profile
-    from hwcost.profiles import write_profile
-
-    if standing_measurements(target) is not None:
-        raise ProfileError(
-            f"an estimate never replaces measurements, and {target} holds some: write it elsewhere with --out"
-        )
-    made = estimate_profile(device, operators, precisions=precisions)
-    with writing(target):
-        write_profile(made, target)
-    note(
-        f"{device.name} is not this machine, so nothing was timed: {target} holds estimates from an analytic model of "
-        f"{device.description}. They are good for ratios and ranking, each within a wide interval, not for "
-        "milliseconds. To measure for real, run the same command on the board, or here with --ssh USER@BOARD."
-    )
     return made
 
 
@@ -464,7 +449,7 @@ def _expect_bits(prediction: "Prediction", bits: str | None) -> None:
         )
 
 
-for _command in (show, devices, predictors, compare, import_, export):
+for _command in (adapt, show, devices, emulator, predictors, compare, import_, export):
     cli.add_command(_command)
 
 

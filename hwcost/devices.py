@@ -74,10 +74,41 @@ class Rates(BaseModel):
     interval_factor: dict[IntervalClass, float]
 
 
+class Emulation(BaseModel):
+    """How a device's kernels are run and priced without one (`hwcost.emulation`).
+
+    `qemu_cpu`, `mca_cpu`: the core by its names in QEMU and in llvm-mca, `dispatch` micro-operations a cycle.
+    `calibration`: wall-clock cycles per cycle of a trace, `calibrated_by` says whence. The truth lies within latency /
+    `interval_factor` and latency x `interval_factor`, or the other factor where memory is the limit. `cpuinfo`: what
+    the system says of each processor, which is `{number}` in it; `files`: others that a program reads, by their path.
+    """
+
+    model_config = _STRICT
+
+    qemu_cpu: str
+    mca_cpu: str
+    mca_attributes: str = ""
+    dispatch: PositiveInt
+    calibration: PositiveFloat
+    calibrated_by: str
+    interval_factor: float = Field(ge=1)
+    memory_interval_factor: float = Field(ge=1)
+    cpuinfo: str
+    files: dict[str, str] = {}
+
+    def system_files(self, cores: int) -> dict[str, str]:
+        """What a program reads about its processor, by paths below the root."""
+        processors = "\n".join(self.cpuinfo.replace("{number}", str(number)) for number in range(cores))
+        folder = "sys/devices/system/cpu"
+        listed = {f"{folder}/{name}": f"0-{cores - 1}\n" for name in ("present", "possible", "online")}
+        return {"proc/cpuinfo": processors, **listed, f"{folder}/kernel_max": "255\n", **self.files}
+
+
 class DeviceClass(BaseModel):
     """What is known of a kind of machine; per-cycle figures are of one core, sizes in bytes, clocks in hertz.
 
-    `sources`: field name -> where its value comes from. `estimate` is there where it can be estimated.
+    `sources`: field name -> where its value comes from. `estimate` is there where it can be estimated,
+    `emulation` where it can be emulated.
     """
 
     model_config = _STRICT
@@ -96,6 +127,7 @@ class DeviceClass(BaseModel):
     peak_macs_per_cycle: dict[NumberFormat, PositiveFloat]
     sources: dict[str, str]
     estimate: Rates | None = None
+    emulation: Emulation | None = None
 
 
 def known_devices() -> tuple[str, ...]:

@@ -23,9 +23,10 @@ _TRANSCENDENTAL_NODES = ("Softmax", "Erf", "Exp", "Log", "Pow", "Elu", "Softplus
 def _rates(device: DeviceClass) -> Rates:
     """What an estimate of this class rests on; raises `UnknownDeviceError` where there is nothing."""
     if device.estimate is None:
+        emulated = ", or emulate one with --emulate" if device.emulation else ""
         raise UnknownDeviceError(
             f"an estimate rests on rates of the runtime's kernels, there are none for {device.name}: measure one, "
-            f"`hwcost profile --device {device.name}` on it or with --ssh USER@HOST"
+            f"`hwcost profile --device {device.name}` on it or with --ssh USER@HOST{emulated}"
         )
     return device.estimate
 

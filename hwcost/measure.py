@@ -442,13 +442,13 @@ def profile_machine(
         run_overhead_s=found.run_overhead_s,
         noise_floor=found.noise_floor,
         notes=(*site.warnings, *found.notes, *(f"a whole network was left out, {text}" for text in left_out)),
-        realisations=tuple(_realisations(found.rows)),
+        realisations=tuple(unpacked_realisations(found.rows)),
         networks=tuple(network.measured(samples_s) for network, samples_s, _ in whole),
         rows=found.rows,
     )
 
 
-def _realisations(rows: Sequence[Row]) -> Iterator[Realisation]:
+def unpacked_realisations(rows: Sequence[Row]) -> Iterator[Realisation]:
     """Narrow weights with 8-bit activations have no kernel of their own: they run on the int8 one, and say so."""
     for kind in sorted({row.operator.kind for row in rows if row.operator.weights and row.precision == INT8}):
         for bits in (4, 2):

@@ -22,7 +22,20 @@ from hwcost.model import read_model
 from hwcost.ops import key
 from hwcost.profiles import read_profile, write_profile
 
-COMMANDS = ("profile", "fit", "predict", "check", "show", "devices", "predictors", "compare", "import", "export")
+COMMANDS = (
+    "adapt",
+    "emulator",
+    "profile",
+    "fit",
+    "predict",
+    "check",
+    "show",
+    "devices",
+    "predictors",
+    "compare",
+    "import",
+    "export",
+)
 HWCOST = (sys.executable, "-m", "hwcost.cli")
 SMALL = ("--image", "1,8,8", "--samples", "0", "--precision", "w8a8")
 
@@ -59,7 +72,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def rpi4(folder: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert Ran(capsys, "profile", "--device", "rpi4", *SMALL[:4]).code == 0
+    assert Ran(capsys, "profile", "--device", "rpi4", "--estimate", *SMALL[:4]).code == 0
     return folder / "profiles" / "rpi4.json"
 
 
@@ -83,7 +96,7 @@ assert not slow & set(sys.modules), slow & set(sys.modules)
 
 
 def test_a_board_that_is_not_here_is_estimated_and_it_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ran = Ran(capsys, "profile", "--device", "rpi4", *SMALL[:4], "--json")
+    ran = Ran(capsys, "profile", "--device", "rpi4", "--estimate", *SMALL[:4], "--json")
     assert ran.code == 0
     assert "rpi4 is not this machine, so nothing was timed" in ran.err
     assert "To measure for real, run the same command on the board" in ran.err
@@ -174,7 +187,7 @@ def test_a_killed_measurement_loses_no_finished_timing(folder: Path) -> None:
 
 def test_predict_prints_the_total_and_where_it_comes_from(rpi4: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = float_model(rpi4.parent / "m.onnx")
-    wide = ("profile", "--device", "rpi4", "--samples", "300")
+    wide = ("profile", "--device", "rpi4", "--estimate", "--samples", "300")
     assert Ran(capsys, *wide).code == 0 and Ran(capsys, "fit", "--predictor", "roofline").code == 0
     ran = Ran(capsys, "predict", model, "--profile", rpi4, "--allow-uncovered")
     assert ran.code == 0 and "predicted from estimated rows" in ran.out
@@ -216,7 +229,7 @@ def test_devices_and_predictors_are_listed(folder: Path, capsys: pytest.CaptureF
     assert [entry["name"] for entry in devices] == ["host", *known_devices()]
     assert devices[0]["this_machine"] is True
     ways = {entry["name"]: entry["ways"] for entry in devices}
-    assert ways["rpi4"] == ["over ssh", "estimated"] and ways["rpi5"] == ["over ssh"]
+    assert ways["rpi4"] == ["over ssh", "emulated", "estimated"] and ways["rpi5"] == ["over ssh"]
     assert [entry["name"] for entry in devices[1:] if entry["this_machine"]] == [class_of(facts_here())] * bool(
         class_of(facts_here())
     )
@@ -235,7 +248,7 @@ def test_nothing_of_another_machine_replaces_measurements(rpi4: Path, capsys: py
         rpi4,
     )
     before = rpi4.read_bytes()
-    assert "an estimate never replaces measurements" in Ran(capsys, "profile", "--device", "rpi4").error
+    assert "only measurements replace measurements" in Ran(capsys, "profile", "--device", "rpi4").error
     assert rpi4.read_bytes() == before
     error = Ran(capsys, "profile", "--out", rpi4).error
     assert "one machine's measurements: profile rpi4 is of Cortex-A72" in error and "--out" in error
@@ -271,7 +284,7 @@ def test_bad_input_is_one_line_and_exit_code_1(
         (["profile", "--image", "3,32"], "an image is channels,height,width, got 3,32"),
         (["profile", "--image", "3,x,3"], "sizes are positive numbers with commas between"),
         (["profile", "--budget", "soon"], "a time is a number with a unit"),
-        (["profile", "--device", "rpi4", "--threads", "2"], "an estimate is for one thread and no model"),
+        (["profile", "--device", "rpi4", "--threads", "2"], "what is not measured is for one thread"),
         (["predict", "m.onnx"], "Missing option '--profile'"),
         (["predict", "m.onnx", "--profile", "p", "--shape", "1,2"], "a shape is written name=1,3,224,224; got '1,2'"),
         (["predict", "m.onnx", "--profile", "p", "--bits", "5"], "'5' is not one of '8', '32'"),
