@@ -23,7 +23,7 @@ alpha = 2.0
 stem_channels = {TINY_SPACE["stem_channels"]}
 stages = {[list(stage) for stage in TINY_SPACE["stages"]]}
 [training]
-local_epochs = 1
+local_epochs = 6  # of networks that have hardly been trained the classes of many images are ties
 personal_epochs = 1
 batch_size = 64
 """
@@ -74,9 +74,7 @@ def test_search_ends_with_one_document_and_leaves_a_complete_run(folder: Path) -
         for name in ("architecture.json", "model.onnx", "check.json", "weights.safetensors"):
             assert (run / "clients" / str(client) / name).is_file()
         checked = json.loads((run / "clients" / str(client) / "check.json").read_text())
-        # Hardly trained: scores of classes lie a few steps apart, and rounding ties decide some images.
-        assert abs(checked["accuracy_torch"] - checked["accuracy_onnx"]) <= 3 * checked["tolerance"], checked
-        assert checked["agreement"] >= 0.9, checked
+        assert checked["agrees"] is True, checked
     models = [(run / "clients" / str(client) / "model.onnx").read_bytes() for client in (0, 1)]
     (run / "clients/0/model.onnx").unlink()
     exported = last_line(faqs("export", "run", "--json", cwd=folder))
