@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?=
 DEMO ?= demo
+DATA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check bench constraints clean
@@ -45,8 +46,12 @@ check: install  ## format, lint, types, the layout's contracts and the layout's 
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest tests/test_layout.py
 
-bench: install  ## every benchmark of benchmarks/, results under benchmarks/results
-	@set -e; for script in $$(grep -l '= Benchmark(' benchmarks/*.py); do echo "$$script" >&2; $(BIN)/python "$$script"; done
+bench: install  ## every benchmark of benchmarks/; DATA=folder for those that need published tables
+	@set -e; for script in $$(grep -l '= Benchmark(' benchmarks/*.py); do \
+	  if ! grep -q '"--data"' "$$script"; then echo "$$script" >&2; $(BIN)/python "$$script"; \
+	  elif [ -n "$(DATA)" ]; then echo "$$script" >&2; $(BIN)/python "$$script" --data "$(DATA)"; \
+	  else echo "$$script: left out, needs DATA=folder" >&2; fi; \
+	done
 
 constraints: install  ## write constraints.txt again from what .venv holds
 	@sed -n '/^#/p' constraints.txt > constraints.tmp

@@ -210,6 +210,50 @@ def wire(document: dict[str, Any]) -> str:
     )
 
 
+def transfer(document: dict[str, Any]) -> str:
+    columns = ("new device", "HELP", "from 10", "from 20", "ceiling", "one factor", "operations", "error from 10",
+               "its ceiling", "noise", "one factor, error", "in its interval")  # fmt: skip
+    rows = []
+    for one in document["devices"]:
+        ten, twenty = (one["methods"][count] for count in ("10", "20"))
+        median, least, most = ten["transfer"]["spearman"]
+        rows.append(
+            (
+                one["device"],
+                "-" if one["help"] is None else f"{one['help']:.3f}",
+                f"{median:.3f} ({least:.3f} to {most:.3f})",
+                f"{twenty['transfer']['spearman'][0]:.3f}",
+                f"{one['ceiling']['spearman']:.3f}",
+                *(f"{ten[name]['spearman'][0]:.3f}" for name in ("one factor", "operations")),
+                *map(percent, (ten["transfer"]["mape"][0], one["ceiling"]["mape"], one["noise"])),
+                *map(percent, (ten["one factor"]["mape"][0], ten["transfer"]["inside"][0])),
+            )
+        )
+    both = [one for one in document["devices"] if one["help"] is not None]
+    better = [one["device"] for one in both if one["methods"]["10"]["transfer"]["spearman_all"][0] > one["help"]]
+    short = "; ".join(
+        f"on {one['device']} it is {one['methods']['10']['transfer']['spearman_all'][0]:.4f} of all rows against "
+        f"{one['help']:.3f}, and features fitted on every row reach {one['ceiling']['spearman_all']:.4f}"
+        for one in both
+        if one["device"] not in better
+    )
+    count = len(document["devices"])
+    return "\n\n".join(
+        (
+            f"{document['devices'][0]['distinct']:,} distinct networks of NAS-Bench-201, measured whole by others on "
+            f"{count} devices. Each is new once, {document['known']} are known; of the new one, 10 or 20 networks of "
+            "`hwcost.transfer`'s choice are looked at, and all others predicted. Rank correlation (Spearman), then "
+            "mean errors; `ceiling`: the same features fitted on all of the device's latencies; `noise`: networks that "
+            "no feature tells apart; `one factor`: times the known device that fits best; `operations`: least squares "
+            f"without a prior. Median of {len(document['seeds'])} seeds, and their ends.",
+            table(columns, rows),
+            "HELP's figures are those of its paper (arXiv 2106.08630, table 3: 10 samples; mean of its six devices "
+            f"0.932). Better than them, over all rows, on {len(better)} of the {len(both)} devices that both have"
+            f"{f'; {short}' if short else ''}.",
+        )
+    )
+
+
 def remote(document: dict[str, Any]) -> str:
     columns = ("against one measurement here", "median ratio", "median difference", "within the floor", "within 5 %")
     rows = []
@@ -226,6 +270,67 @@ def remote(document: dict[str, Any]) -> str:
             table(columns, rows),
             f"A timing takes {1e3 * took_s['here']:.0f} ms here and {1e3 * took_s['over ssh']:.0f} ms over ssh, all "
             f"included. {circumstances(document)}",
+        )
+    )
+
+
+def devices(document: dict[str, Any]) -> str:
+    names = [f"{one['device']} ({', '.join(one['sources'])})" for one in document["devices"]]
+    signs = [
+        (one["family"], str(one["operators"]), *(f"{ratio:.2f}" for ratio in one["ratios"]), percent(one["disagree"]))
+        for one in document["int8_over_float"]
+    ]
+    decided = [
+        ("x".join(map(str, one["image"])), percent(one["share"]),
+         *(percent(one[name]) for name in ("differ", "blocks_that_differ", "others_network_over_budget")),
+         f"{100 * (one['others_network_at_worst'] - 1):.0f} %")
+        for one in document["decisions"]
+    ]  # fmt: skip
+    searched = [
+        (one["device"], f"{1e6 * one['budget_s']:.0f} us", f"{1e6 * one['latency_s']:.0f} us", " ".join(one["blocks"]))
+        for one in document["search"]
+    ]
+    draws = document["decisions"][0]["draws"]
+    return "\n\n".join(
+        (
+            "Latency in int8 over that in float, medians of the operators that both profiles have; `other sign`: int8 "
+            "is faster on one device and slower on the other.",
+            table(("family", "operators", *names, "other sign"), signs),
+            f"The same scores of the choices, {draws} drawn at random, decided on both devices within a budget at the "
+            "same share of the way from the cheapest network to the dearest: how many networks and blocks differ, how "
+            "often one device's network breaks the other's budget, and by how much at worst.",
+            table(("image", "budget", "networks", "blocks", "breaks the other's budget", "at worst by"), decided),
+            "One search on the embedded digits, two clients on each device, the budget half way:",
+            table(("device", "budget", "predicted", "blocks"), searched),
+            circumstances(document),
+        )
+    )
+
+
+def adapted(document: dict[str, Any]) -> str:
+    columns = ("new device", "operators measured", "one factor", "adapted", "within 10 %", "in its interval",
+               "half-width", "never profiled", "in its interval")  # fmt: skip
+    rows = []
+    for one in document["results"]:
+        ways, ours = one["ways"], one["ways"]["adapted"]
+        beyond = ways.get("unseen")
+        rows.append(
+            (
+                one["case"],
+                str(one["samples"]),
+                percent(ways["one factor"]["mape"]),
+                *(percent(ours[name]) for name in ("mape", "within_10", "inside", "half_width")),
+                *(("-", "-") if beyond is None else (percent(beyond["mape"]), percent(beyond["inside"]))),
+            )
+        )
+    return "\n\n".join(
+        (
+            f"Devices like a measured one ({document['profile_rows']:,} rows), made from its rows so that the truth is "
+            "known, each operator with 3 % noise; and the analytic estimate of a Raspberry Pi 4, which is hardly a "
+            "sibling. Mean errors of the rows that were not measured; `one factor`: the median of the same samples; "
+            "`never profiled`: operators that neither profile has, by the shifted fit. Medians of "
+            f"{len(document['seeds'])} choices of samples.",
+            table(columns, rows),
         )
     )
 
@@ -340,11 +445,14 @@ def transcript(text: str) -> str:
 BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "transcript": lambda results: transcript((results / "transcript.txt").read_text(encoding="utf-8")),
     "prediction": lambda results: prediction(json.loads((results / "prediction.json").read_text(encoding="utf-8"))),
+    "devices": lambda results: devices(json.loads((results / "devices.json").read_text(encoding="utf-8"))),
     "lookup": lambda results: lookup(json.loads((results / "lookup.json").read_text(encoding="utf-8"))),
     "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
     "remote": lambda results: remote(json.loads((results / "remote.json").read_text(encoding="utf-8"))),
     "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
     "emulation": lambda results: emulation(json.loads((results / "emulation.json").read_text(encoding="utf-8"))),
+    "adapt": lambda results: adapted(json.loads((results / "adapt.json").read_text(encoding="utf-8"))),
+    "transfer": lambda results: transfer(json.loads((results / "transfer.json").read_text(encoding="utf-8"))),
     "wire": lambda results: wire(json.loads((results / "wire.json").read_text(encoding="utf-8"))),
 }
 

@@ -32,6 +32,8 @@ _MANY_CLIENTS: Final = 10
 """From here on, a plot shows the mean and the range instead of a line per client."""
 
 _SOURCES = {
+    "adapted": "They are another device's latencies, shifted by the ratios that a few operators timed on this one have "
+    "to theirs; these operators were not timed themselves.",
     "emulated": "They are derived from the instructions executed under an emulator and a model of the processor: "
     "good for ratios and ranking, not time on the device.",
     "estimated": "They are computed by a formula from data-sheet figures of the processor; nothing was timed, and the "

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hwcost.adapt import adapt_profile as adapt_profile
     from hwcost.agent import session as session
     from hwcost.archive import pack as pack
     from hwcost.archive import unpack as unpack
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hwcost.errors import OutputError as OutputError
     from hwcost.errors import ProfileError as ProfileError
     from hwcost.errors import QuantityError as QuantityError
+    from hwcost.errors import TransferError as TransferError
     from hwcost.errors import UnknownOperatorError as UnknownOperatorError
     from hwcost.errors import UnsupportedPrecisionError as UnsupportedPrecisionError
     from hwcost.estimate import estimate_profile as estimate_profile
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from hwcost.space import SearchSpace as SearchSpace
     from hwcost.space import Stage as Stage
     from hwcost.tables import write_table as write_table
+    from hwcost.transfer import Transfer as Transfer
     from hwcost.units import format_bytes as format_bytes
     from hwcost.units import format_joules as format_joules
     from hwcost.units import format_seconds as format_seconds
@@ -176,6 +179,9 @@ _PUBLIC: dict[str, str] = {
     "import_profile": "hwcost.importing",
     "parse_key": "hwcost.notation",
     "write_table": "hwcost.tables",
+    "adapt_profile": "hwcost.adapt",
+    "Transfer": "hwcost.transfer",
+    "TransferError": "hwcost.errors",
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hwcost.cli_absent import emulator, profile_absent, way_options
+from hwcost.cli_adapt import adapt
 from hwcost.cli_profiles import (
     PROFILES,
     compare,
@@ -448,7 +449,7 @@ def _expect_bits(prediction: "Prediction", bits: str | None) -> None:
         )
 
 
-for _command in (show, devices, emulator, predictors, compare, import_, export):
+for _command in (adapt, show, devices, emulator, predictors, compare, import_, export):
     cli.add_command(_command)
 
 

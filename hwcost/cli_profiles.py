@@ -31,13 +31,14 @@ def duration(_: click.Context, __: click.Parameter, text: str | None) -> float |
         raise click.BadParameter(str(error)) from None
 
 
-def _share(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+def share(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """A share of an option like `2%`, None where it is not given; raises `click.BadParameter`."""
     try:
-        share = None if text is None else float(text.removesuffix("%")) / 100
+        found = None if text is None else float(text.removesuffix("%")) / 100
     except ValueError:
-        share = -1.0
-    if share is None or (text is not None and text.endswith("%") and 0 <= share < 1):
-        return share
+        found = -1.0
+    if found is None or (text is not None and text.endswith("%") and 0 <= found < 1):
+        return found
     raise click.BadParameter(f"a share is a percentage from 0% and below 100%, like 2%; got {text!r}")
 
 
@@ -194,7 +195,7 @@ def compare(first: Path, second: Path, predicted: bool, as_json: bool) -> None:
 @click.option("--cpu", metavar="TEXT", help="What ran it: processor, runtime and its version.")
 @click.option("--overhead", callback=duration, help="Time of one call without operators.  [default: 10us, assumed]")
 @click.option(
-    "--noise", callback=_share, help="Of the latencies, and interval of rows that have none.  [default: 10%, assumed]"
+    "--noise", callback=share, help="Of the latencies, and interval of rows that have none.  [default: 10%, assumed]"
 )
 @click.option(
     "--int8-form",

@@ -27,8 +27,11 @@ Values = NDArray[np.float64]
 
 CLASSES: Final = get_args(KernelClass)
 WEIGHT_CLASSES: Final = get_args(WeightClass)
-_SPREADS: Final = np.array([0.1] * len(CLASSES) + [5e-11] * len(WEIGHT_CLASSES) + [3e-7])
-"""Standard deviations before anything is known: of a factor around 1, of seconds per byte and per kernel around 0."""
+_SPREADS: Final = np.array([0.1] * len(CLASSES) + [5e-11] * len(WEIGHT_CLASSES) + [1e-7])
+"""Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and per kernel."""
+_KERNEL_S: Final = -8e-8
+"""What is expected of a kernel among others: that half of what a change of kernel adds to its row is too much. Few
+networks of large kernels cannot tell that from factors."""
 _WEIGHTS: Final = slice(len(CLASSES), len(CLASSES) + len(WEIGHT_CLASSES))
 _LEAST: Final = 0.25
 """Share of its own latency that a kernel costs inside a network at least."""
@@ -94,7 +97,7 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
     """The change of each factor from 1, seconds per byte and per kernel: least squares on relative errors with a normal
     prior; networks that nothing explains count less (Huber)."""
     shares = sums / whole_s[:, None] * _SPREADS
-    target = 1 - (overhead_s + sums[:, : len(CLASSES)].sum(axis=1)) / whole_s
+    target = 1 - (overhead_s + sums[:, : len(CLASSES)].sum(axis=1) + _KERNEL_S * sums[:, -1]) / whole_s
     weights, change = np.ones(len(whole_s)), np.zeros(len(_SPREADS))
     for _ in range(_ROUNDS):
         curvature = (shares * weights[:, None]).T @ shares + np.eye(len(_SPREADS)) * _ERROR**2
@@ -102,6 +105,7 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
         error = np.abs(target - shares @ change)
         weights = np.minimum(1.0, _ERROR / np.maximum(error, 1e-9))
     found: Values = change * _SPREADS
+    found[-1] += _KERNEL_S
     found[_WEIGHTS] = np.maximum(found[_WEIGHTS], 0.0)
     return found
 

@@ -49,6 +49,10 @@ class ProfileError(HwcostError, ValueError):
     """A profile that is missing, unreadable, of another version, or that contradicts itself."""
 
 
+class TransferError(HwcostError, ValueError):
+    """What is known of some devices cannot be carried over to another: too few samples, none that fit, the same one."""
+
+
 class FitError(HwcostError, ValueError):
     """A fitted predictor that is missing, stale, unreadable, or that cannot be fitted from these rows."""
 

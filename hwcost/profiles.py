@@ -9,6 +9,7 @@ is a field; layer times are sums of rows. Bit-widths that run on another width's
 import codecs
 import hashlib
 import json
+import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +29,14 @@ from hwcost.errors import ProfileError, UnknownOperatorError, first_fault
 from hwcost.files import read_file, write_atomically
 from hwcost.ops import INT8, Operator, Precision
 
-# 2: any node is an operator; concatenation and softmax are such nodes. 1: first version.
+# 2: any node is an operator; concatenation and softmax are such nodes; later, rows may be `adapted`. 1: first version.
 PROFILE_VERSION: Final = 2
 
 DEVICE_NAME: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 _MOST_BYTES: Final = 2**28
 
-Source = Literal["measured", "emulated", "estimated", "imported"]
+Source = Literal["measured", "emulated", "estimated", "imported", "adapted"]
+"""`adapted`: another device's latency, shifted by what some operators of this one took."""
 Int8Form = Literal["u8u8", "u8s8", "s8s8"]
 """Number formats of activations and weights in int8 kernels; which ones are fast and exact depends on the CPU."""
 
@@ -228,13 +230,21 @@ class Profile(BaseModel):
             )
 
     def with_rows_of(self, older: "Profile") -> "Profile":
-        """This profile, and the rows that only `older` has, and its whole networks if this has none: those go with rows
-        of their own time. Raises `ProfileError` when it is of another machine."""
+        """This profile, and the rows that only `older` has, unless they were adapted from another device, and its whole
+        networks if this has none: those go with rows of their own time. Raises `ProfileError` when it is of another
+        machine."""
         older.check_same_machine(self.machine)
-        rows = {**older._by_layer, **self._by_layer}
+        kept = {layer: row for layer, row in older._by_layer.items() if row.source != "adapted"}
+        rows = {**kept, **self._by_layer}
         fields = {name: getattr(self, name) for name in Profile.model_fields}
         both = {"networks": self.networks or older.networks, "rows": tuple(rows.values())}
         return Profile.model_validate({**fields, **both})
+
+
+def check_device_name(device: str) -> None:
+    """Raises `ProfileError` for what no profile's device can be named."""
+    if re.fullmatch(DEVICE_NAME, device) is None:
+        raise ProfileError(f"a device is named with at most 64 of a-z, 0-9, '.', '_' and '-', got {device!r}")
 
 
 def read_profile(path: Path) -> Profile:

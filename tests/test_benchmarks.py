@@ -1,6 +1,7 @@
 """The benchmarks run and record what the README shows; what they measure is for `make bench`, never for a test."""
 
 import ast
+import gzip
 import importlib
 import json
 import math
@@ -70,6 +71,55 @@ def test_prediction_judges_every_way_on_the_same_networks(tmp_path: Path) -> Non
     shares = [ways[f"{what} profiled"]["predicted_share"] for what in ("every operator", "no operator")]
     assert shares[0] == 0 and shares[1] > 0.5
     assert all(len(network["samples_s"]) == 2 for network in document["networks"])
+
+
+def test_devices_that_disagree_are_told_apart(tmp_path: Path) -> None:
+    space = SearchSpace.for_image((1, 8, 8), 10)
+    profile = plausible_profile(space.operators())
+    rows = [
+        row.model_copy(update={"latency_s": 4 * row.latency_s, "interval_s": (row.latency_s, 9 * row.latency_s)})
+        if getattr(row.operator, "depthwise", False) and row.operator.kernel == (5, 5)
+        else row
+        for row in profile.rows
+    ]
+    paths = [tmp_path / "one.json", tmp_path / "other.json"]
+    write_profile(profile, paths[0])
+    write_profile(profile.model_copy(update={"rows": tuple(rows), "device": "other"}), paths[1])
+    document = quick("bench_devices", "--profiles", *map(str, paths))
+    assert [one["device"] for one in document["devices"]] == ["plausible", "other"]
+    assert len(document["search"]) == 4 and {one["device"] for one in document["search"]} == {"plausible", "other"}
+    assert all(one["latency_s"] <= one["budget_s"] for one in document["search"])
+    assert any(one["differ"] > 0 for one in document["decisions"])
+
+
+def test_siblings_whose_differences_are_known_are_found() -> None:
+    results = quick("bench_adapt")["results"]
+    assert {one["case"] for one in results} >= {"one factor", "a factor for every kernel path"}
+    for one in results:
+        assert one["ways"]["adapted"]["mape"] > 0 and 0 <= one["ways"]["adapted"]["inside"] <= 1
+    by_path = next(one for one in results if one["case"] == "a factor for every kernel path" and one["samples"] == 20)
+    assert by_path["ways"]["adapted"]["mape"] < by_path["ways"]["one factor"]["mape"] and by_path["unseen"]
+
+
+def test_each_device_of_a_published_table_is_new_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = np.array(["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"])
+    lines = ["arch_idx,arch_str,slow,fast,odd"]
+    for index, drawn in enumerate(rng.integers(0, 5, (400, 6))):
+        one, two, three, four, five, six = names[drawn]
+        cell = f"|{one}~0|+|{two}~0|{three}~1|+|{four}~0|{five}~1|{six}~2|"
+        work = 1 + 2 * (drawn == 3).sum() + (drawn == 2).sum()
+        lines.append(f"{index},{cell},{9 * work + drawn[0]},{work},{work + (drawn == 4).sum()}")
+    with gzip.open(tmp_path / "nasbench201_cifar10_ms.csv.gz", "wt") as file:
+        file.write("\n".join(lines))
+    document = quick("bench_transfer", "--data", str(tmp_path), "--out", str(tmp_path / "transfer.json"))
+    assert [one["device"] for one in document["devices"]] == ["slow", "fast", "odd"]
+    for one in document["devices"]:
+        assert one["methods"]["10"]["transfer"]["spearman"][0] > 0.95
+    without = run("bench_transfer", "--quick")
+    assert without.returncode == 0 and "--data" in without.stderr and not without.stdout
+    unknown = run("bench_transfer", "--quick", "--data", str(tmp_path), "--device", "other")
+    assert unknown.returncode == 1 and "a column of the table, slow, fast, odd, got 'other'" in unknown.stderr
 
 
 def test_tables_are_built_for_spaces_that_were_not_profiled_and_steps_counted_beside_their_costs(

@@ -23,8 +23,12 @@ BUILT_IN: dict[str, str] = {
 }
 """Simplest first: where two predict equally well, the first is kept."""
 
-_FOR_FEW_ROWS = {"borrowed": "hwcost.predictors.borrowed:BorrowedPredictor"}
-"""Needs the rows of other families, so `hwcost.fit` offers it and nobody asks for it."""
+_DERIVED = {
+    "borrowed": "hwcost.predictors.borrowed:BorrowedPredictor",
+    "shifted": "hwcost.predictors.shifted:ShiftedPredictor",
+}
+"""Need another family's rows, or another device's predictor, so `hwcost.fit` and `hwcost.adapt` make them and nobody
+asks for them."""
 
 
 def _table() -> dict[str, str]:
@@ -46,7 +50,7 @@ def predictor_names() -> tuple[str, ...]:
 
 def load_predictor(name: str) -> type[Predictor]:
     """The class of a name; raises `UnknownPredictorError`."""
-    table = {**_FOR_FEW_ROWS, **_table()}
+    table = {**_DERIVED, **_table()}
     if name not in table:
         raise UnknownPredictorError(f"a predictor is one of {', '.join(_table())}, got {name!r}")
     module, _, attribute = table[name].partition(":")

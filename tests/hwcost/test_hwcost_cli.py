@@ -25,13 +25,14 @@ from hwcost.profiles import read_profile, write_profile
 from hwcost.space import SearchSpace
 
 COMMANDS = (
+    "adapt",
+    "emulator",
     "profile",
     "fit",
     "predict",
     "check",
     "show",
     "devices",
-    "emulator",
     "predictors",
     "compare",
     "import",
