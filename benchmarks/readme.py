@@ -383,6 +383,61 @@ def search(document: dict[str, Any]) -> str:
     )
 
 
+def emulation(document: dict[str, Any]) -> str:
+    rows = [
+        (
+            row["operator"],
+            *(
+                text
+                for way in ("trial", "whole_run", "kernel")
+                for text in (" / ".join(f"{rate:.2f}" for rate in row[way]), f"{row[f'{way}_gain']:.2f}")
+            ),
+            ", ".join(path.replace("+", " ") for path in row["paths"]),
+        )
+        for row in document["operators"]
+    ]
+    equal = sum(row["equal"] for row in document["repeats"])
+    texts = [
+        "Emulated, not measured: onnxruntime's aarch64 kernels executed by QEMU as a Cortex-A72, priced by llvm-mca. "
+        "Multiply-accumulates per cycle, float / int8, and the gain of int8: in the trial that the method comes from; "
+        "of a run priced as there (a hundred cycles a call); and of the kernel alone, as `--emulate` prices it.",
+        table(("operator", "trial", "gain", "run, as there", "gain", "kernel alone", "gain", "multiplies with"), rows),
+        f"In a second emulated machine {equal} of {len(document['repeats'])} runs executed exactly the same "
+        "instructions.",
+    ]
+    if document["blocks"]:
+        found, ratio = document["blocks"]["spearman"], document["blocks"]["published_over_emulated"]
+        texts.append(
+            f"{document['blocks']['blocks']} blocks of FBNet on a Pi 4, published by others for another runtime: rank "
+            f"correlation {found['emulated']:.3f} (instruction counts {found['instructions']:.3f}, multiply-"
+            f"accumulates {found['macs']:.3f}, the analytic estimate {found['estimated']:.3f}, bytes moved "
+            f"{found['bytes']:.3f}: that runtime seems to wait for memory; at best 1). The published "
+            f"times are {ratio['median']:.2f} times the emulated ones (median; 90 % lie within {ratio['p5']:.2f} and "
+            f"{ratio['p95']:.2f})."
+        )
+    if document["networks"]:
+        gains = [
+            (
+                row["network"],
+                f"{row['gain']:.2f} ({row['gain_as_in_the_trial']:.2f})",
+                "-" if row["published_gain"] is None else f"{row['published_gain']:.2f}",
+                *(f"{1e3 * row['emulated_s_at_1.8_GHz'][kind]:.0f} ms" for kind in ("fp32", "int8")),
+                *(
+                    "-" if row["published_s"][kind] is None else f"{1e3 * row['published_s'][kind]:.0f} ms"
+                    for kind in ("fp32", "int8")
+                ),
+            )
+            for row in document["networks"]
+        ]
+        columns = ("network", "gain, emulated", "ncnn", "fp32, emulated", "int8", "fp32, ncnn", "int8")
+        texts += [
+            "Whole networks at 1.8 GHz beside published single-thread times of ncnn, another runtime (in "
+            "brackets: a hundred cycles a call):",
+            table(columns, gains),
+        ]
+    return "\n\n".join((*texts, circumstances(document)))
+
+
 def transcript(text: str) -> str:
     return f"```text\n{text.strip()}\n```"
 
@@ -395,6 +450,7 @@ BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
     "remote": lambda results: remote(json.loads((results / "remote.json").read_text(encoding="utf-8"))),
     "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
+    "emulation": lambda results: emulation(json.loads((results / "emulation.json").read_text(encoding="utf-8"))),
     "adapt": lambda results: adapted(json.loads((results / "adapt.json").read_text(encoding="utf-8"))),
     "transfer": lambda results: transfer(json.loads((results / "transfer.json").read_text(encoding="utf-8"))),
     "wire": lambda results: wire(json.loads((results / "wire.json").read_text(encoding="utf-8"))),

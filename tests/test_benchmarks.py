@@ -288,3 +288,14 @@ def test_networks_are_refused_a_folder_that_is_a_file(tmp_path: Path) -> None:
     done = run("networks", str(tmp_path / "file"), "--no-light", "--generated", "1")
     assert done.returncode == 1 and "Traceback" not in done.stderr and "cannot write" in done.stderr
     assert run("networks", str(tmp_path), "--generated", "-1").returncode == 2
+
+
+def test_emulation_is_compared_with_the_trial_it_comes_from() -> None:
+    from hwcost.emulation.tools import Tools
+
+    if missing := Tools.here().missing():
+        pytest.skip(f"emulation needs its tools (`hwcost emulator --install`), missing: {'; '.join(missing)}")
+    document = quick("bench_emulation")
+    assert all(row["equal"] for row in document["repeats"]) and len(document["repeats"]) == 8
+    assert all(abs(row["gain_error"]) < 0.1 for row in document["operators"])
+    assert [row["paths"][0] for row in document["operators"]] == ["fmla"] * 4

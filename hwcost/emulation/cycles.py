@@ -250,6 +250,8 @@ class Core:
 
 
 def _refused_line(complaint: str) -> str | None:
-    """The instruction that llvm-mca's complaint quotes, if it quotes one."""
-    match = re.search(r"error: [^\n]*\n([^\n]+)\n *\^", complaint)
-    return None if match is None else match[1].strip()
+    """The instruction that llvm-mca's complaint names, if it names one."""
+    match = re.search(r"note: instruction: *([^\n]+)", complaint) or re.search(
+        r"error: [^\n]*\n([^\n]+)\n *\^", complaint
+    )
+    return None if match is None else " ".join(match[1].split())

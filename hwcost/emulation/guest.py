@@ -10,6 +10,7 @@ every trace is taken in a process of its own, a child of one that has loaded the
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import io
 import os
@@ -59,7 +60,9 @@ class TracedAgent(agent.Agent):
         path = self.folder / "request"
         blobs = request._blobs
         with path.open("wb") as stream:
-            agent.write_frame(stream, {**request.head, "number": number, "blobs": [len(blob) for blob in blobs]}, blobs)
+            # As long for every number: where memory lies depends on lengths, too.
+            head = {**request.head, "number": f"{number:09d}", "blobs": [len(blob) for blob in blobs]}
+            agent.write_frame(stream, head, blobs)
         os.write(self.ask, what + os.fsencode(path))
         refused = os.read(self.told, _LONGEST).decode(errors="replace").strip("\0")
         if refused == "ended":
@@ -96,6 +99,7 @@ def _trace(path: bytes) -> str:
 
 def _serve_traces(asked: int, tell: int) -> None:
     """A child for every path that is asked for, until nobody asks."""
+    gc.disable()  # when it runs would depend on how many traces there were
     while path := os.read(asked, _LONGEST):
         what, path = path[:1], path[1:]
         if what == _WARM:

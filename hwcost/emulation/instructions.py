@@ -1,8 +1,9 @@
 """Instructions of an Arm core as words of a trace and as text that the simulator of a core reads.
 
-llvm-mca takes assembly. Three things in it would be priced wrongly, so they are written in other words: a load or store
-that also moves its address (as a load and an addition, else the address is late by the latency of memory), a call (as a
-jump, else it takes a hundred cycles), and what no core model knows (as nothing).
+llvm-mca takes assembly. Some of it would be priced wrongly, so that is written in other words: a load or store that
+also moves its address (as a load and an addition, else the address is late by the latency of memory), a call (as a
+jump, else it takes a hundred cycles), an atomic change of memory, which older models lack (as a load and a store), and
+what no model knows (as nothing).
 """
 
 import re
@@ -17,6 +18,9 @@ from hwcost.errors import MeasurementError
 NOTHING: Final = "nop"
 _AFTER: Final = re.compile(r"(?P<what>\S+ .*)\[(?P<base>x\d+|sp)\], (?P<by>#-?\d+|x\d+)")
 _BEFORE: Final = re.compile(r"(?P<what>\S+ .*)\[(?P<base>x\d+|sp), (?P<by>#-?\d+)\]!")
+_ATOMIC: Final = re.compile(
+    r"(?:ldadd|ldclr|ldset|ldeor|swp|cas)[abhl]* (?P<one>[wx]\w+), (?P<other>[wx]\w+), \[(?P<base>x\d+|sp)\]"
+)
 _CALLS: Final = {"bl": "b", "blr": "br"}
 _ATTRIBUTES: Final = "+v8.2a,+dotprod,+fullfp16,+crypto,+lse"
 _WIDENING: Final = frozenset(
@@ -55,6 +59,8 @@ def simulated(text: str, slow_calls: bool = False) -> tuple[str, ...]:
         return f"{match['what']}[{match['base']}]", _moved(match["base"], match["by"])
     if match := _BEFORE.fullmatch(text):
         return _moved(match["base"], match["by"]), f"{match['what']}[{match['base']}]"
+    if match := _ATOMIC.fullmatch(text):
+        return f"ldr {match['other']}, [{match['base']}]", f"str {match['one']}, [{match['base']}]"
     return (text,)
 
 

@@ -23,6 +23,7 @@ ADD = 0x91000400  # add x0, x0, #1
 FMLA = 0x4E22CC20  # fmla v0.4s, v1.4s, v2.4s
 LOAD_ON = 0x4CDF7820  # ld1 { v0.4s }, [x1], #16
 CALL = 0x94000010  # bl
+CAST_OF_PAIR = 0x08207C82  # casp w0, w1, w2, w3, [x4]
 NO_INSTRUCTION = 0xFFFFFFFF
 
 LLVM = pytest.mark.skipif(shutil.which("llvm-mca") is None, reason="needs llvm-mca, of the package llvm")
@@ -44,6 +45,7 @@ def trace(*blocks: tuple[tuple[int, ...], int]) -> Trace:
         ("ldr x0, [x1], #-8", ("ldr x0, [x1]", "sub x1, x1, #8")),
         ("mov v12.d[0], x1", ("mov v12.d[0], x1",)),
         ("ldr x0, [x1, #8]", ("ldr x0, [x1, #8]",)),
+        ("ldaddal w0, w2, [x1]", ("ldr w2, [x1]", "str w0, [x1]")),
         ("bl #64", ("b #64",)),
         ("blr x8", ("br x8",)),
     ],
@@ -89,6 +91,14 @@ def test_cycles_repeat_and_depend_on_nothing_that_was_asked_before() -> None:
     assert used.names_between(few, many)["fmla"] == 30
     calls = trace(((ADD,), 10), ((CALL, ADD), 3))
     assert Core("cortex-a72", 5, slow_calls=True).cycles(calls) > used.cycles(calls) + 90
+
+
+@LLVM
+def test_what_no_model_of_the_core_knows_costs_nothing() -> None:
+    unknown = disassemble([CAST_OF_PAIR])[CAST_OF_PAIR]
+    assert unknown.startswith("casp ")
+    with_it = trace(((ADD,) * 10, 20), ((CAST_OF_PAIR, ADD), 10))
+    assert Core("neoverse-n1", 4).cycles(with_it) < 250
 
 
 @LLVM

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from onnx_models import float_model
 
+import hwcost
 from hwcost.cli import cli
 from hwcost.console import run_cli, writing
 from hwcost.devices import class_of, known_devices
@@ -21,6 +22,7 @@ from hwcost.machine import facts_here
 from hwcost.model import read_model
 from hwcost.ops import key
 from hwcost.profiles import read_profile, write_profile
+from hwcost.space import SearchSpace
 
 COMMANDS = (
     "adapt",
@@ -364,3 +366,29 @@ def test_a_closed_pipe_ends_quietly(folder: Path) -> None:
     assert "Traceback" not in running.stderr.read()
     running.wait()
     running.stderr.close()
+
+
+def test_the_emulated_profile_is_shipped_and_says_what_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = Ran(capsys, "profile", "--device", "rpi4", "--json")
+    assert ran.code == 0 and ran.document["sources"].keys() == {"emulated"}
+    assert "nothing was timed" in ran.err and "emulated profile that this package ships" in ran.err
+    assert "not for milliseconds" in ran.err
+    target = folder / "profiles" / "rpi4.json"
+    shipped = Path(hwcost.__file__).parent / "devices" / "rpi4.profile.json"
+    repository = Path(__file__).parents[2] / "profiles" / "rpi4.json"
+    assert target.read_bytes() == shipped.read_bytes() == repository.read_bytes()
+    assert len(shipped.read_bytes()) < 3_000_000
+    rows = read_profile(target).rows
+    spaces = {op for image in ((1, 8, 8), (3, 32, 32)) for op in SearchSpace.for_image(image, 10).operators()}
+    assert spaces <= {row.operator for row in rows} and all(row.source == "emulated" for row in rows)
+    assert "emulated" in Ran(capsys, "show", target).out
+    int8 = Ran(capsys, "profile", "--device", "rpi4", "--precision", "w8a8", "--json").document
+    assert 0 < sum(int8["sources"].values()) < len(rows)
+
+
+def test_other_ways_are_of_devices_that_are_not_at_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--emulate is of a device that is not at hand" in Ran(capsys, "profile", "--emulate").err
+    assert "rpi5 does not" in Ran(capsys, "profile", "--device", "rpi5", "--emulate").error
+    assert "executed for it with --emulate" in Ran(capsys, "profile", "--device", "rpi4", "--model", "m.onnx").err
+    found = Ran(capsys, "emulator", "--json").document
+    assert found["devices"] == ["neoverse-n1", "rpi4"] and found["ready"] == (not found["missing"])
