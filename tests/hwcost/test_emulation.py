@@ -195,9 +195,6 @@ def test_a_profile_says_that_it_is_emulated_and_goes_on_where_it_stopped(rpi4: E
     assert whole.rows[0] == row and len(whole.rows) == 2 and journal.read_text().startswith(lines)
 
 
-@pytest.mark.xfail(
-    reason="llvm-mca 14 does not know the atomics of ARMv8.1 (ldaddal) that this core runs", strict=False
-)
 def test_a_core_with_dot_products_takes_other_kernels() -> None:
     for runtime in emulated("neoverse-n1"):
         _, names = runtime.seconds_between(*traces(runtime, INT8))
