@@ -80,9 +80,8 @@ def bytes_from_memory(layers: Layers) -> Values:
     for op, precision, count in layers:
         name: WeightClass = "float convolution" if precision.activation_bits == 32 else "int8 convolution"
         stored = weight_bytes(op, precision)
-        hot = 1 - _between(
-            stored, _HOT_BYTES, _LOST_BYTES
-        )  # what no cache holds came from memory when timed alone, too
+        # What no cache holds came from memory when timed alone, too.
+        hot = 1 - _between(stored, _HOT_BYTES, _LOST_BYTES)
         sums[WEIGHT_CLASSES.index("matrix" if isinstance(op, Gemm) else name)] += count * stored * hot
         total += count * stored
     return sums * _between(total, _HELD_BYTES, _LOST_BYTES)

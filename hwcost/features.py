@@ -268,8 +268,7 @@ def _general(
     whole = np.where(moves, (s["rows"] // 8) * (s["columns"] // 8) * s["planes"], 0)
     read_step, write_step = (np.gcd(s[name] * element, 4096) for name in ("rows", "columns"))
     aliased = (s["planes"] > 0) & (np.maximum(read_step, write_step) >= 4096)
-    block_bytes = s["block"] * np.maximum(activation_bits // 8, 1)
-    copied = (s["planes"] > 0) & (block_bytes != 1) & (block_bytes != 2) & (block_bytes != 4) & (block_bytes != 8)
+    copied = (s["planes"] > 0) & ~np.isin(element, (1, 2, 4, 8))
 
     def lost(lines: str, step: str, cache: int) -> NDArray[np.float64]:
         """Elements of transposes whose `lines`, as far apart as `step` is long, do not fit a cache of eight ways."""

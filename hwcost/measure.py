@@ -411,11 +411,13 @@ def profile_machine(
                 progress(len(whole), 2 * networks, f"whole networks: {network.name}")
         again_s = _WHOLE_PASSES * sum(took_s for _, _, took_s in whole)
         budget_left_s = None if budget_s is None else budget_s - (clock.now() - began_s) - again_s
-        layers = [(op, site.usual(precision)) for network, _, _ in whole for op, precision in network.layers]
+        layers = [
+            (op, precision.usual_on(site.int8_form)) for network, _, _ in whole for op, precision in network.layers
+        ]
         found = measure_operators(
             [
                 *requests,
-                *((op, site.usual(precision)) for op, precision in exact),
+                *((op, precision.usual_on(site.int8_form)) for op, precision in exact),
                 *layers,
                 *(request for op in sampled for request in of_sample(op)),
             ],

@@ -49,6 +49,10 @@ class Precision:
             raise _no_precision(text)
         return cls(int(found[1]), int(found[2]), found[3] or "")
 
+    def usual_on(self, int8_form: str) -> "Precision":
+        """The same, where its kernel is the one that a device of that int8 form uses anyway, without its name."""
+        return INT8 if self.kernel == int8_form else self
+
 
 _LEGAL_BITS = ((32, 32), (8, 8), (4, 8), (2, 8), (8, 32), (4, 32), (2, 32))
 _KERNELS = {(32, 32): ("plain",), (8, 8): ("u8u8", "u8s8", "s8s8")}

@@ -116,7 +116,7 @@ class Frame:
         return {"dtype": value.dtype.str, "shape": value.shape, "blob": self.add(value.tobytes())}
 
 
-def _frame(do: str, given: Given, feeds: Mapping[str, Array], **more: Any) -> Frame:
+def framed(do: str, given: Given, feeds: Mapping[str, Array], **more: Any) -> Frame:
     """A request to do something with a model; weights with the same base refer to it."""
     try:
         model = given.model.read_bytes() if isinstance(given.model, Path) else given.model
@@ -188,7 +188,7 @@ class Piped:
         self.stop()
 
     def optimised(self, given: Given, target: Path, weights_file: str = "", most_s: float | None = None) -> None:
-        _, blobs = self.ask(_frame("optimise", given, {}, weights_file=weights_file or "none"), most_s)
+        _, blobs = self.ask(framed("optimise", given, {}, weights_file=weights_file or "none"), most_s)
         if len(blobs) != 2:
             raise self._nonsense("an optimised model is two blobs")
         write_atomically(target, blobs[0])
@@ -196,7 +196,7 @@ class Piped:
             write_atomically(target.with_name(weights_file), blobs[1])
 
     def run(self, given: Given, feeds: Mapping[str, Array]) -> list[Array]:
-        answer, blobs = self.ask(_frame("run", given, feeds))
+        answer, blobs = self.ask(framed("run", given, feeds))
         told = self._valid(_ARRAYS, answer)
         try:
             return [one.read(blob) for one, blob in zip(told, blobs, strict=True)]
@@ -206,10 +206,10 @@ class Piped:
     def shapes(
         self, given: Given, feeds: Mapping[str, Array], most_s: float | None = None
     ) -> dict[str, tuple[int, tuple[int, ...]]]:
-        return self._valid(_SHAPES, self.ask(_frame("shapes", given, feeds), most_s)[0])
+        return self._valid(_SHAPES, self.ask(framed("shapes", given, feeds), most_s)[0])
 
     def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
-        frame = _frame("shortest", given, feeds, seconds=seconds)
+        frame = framed("shortest", given, feeds, seconds=seconds)
         return self._valid(_SECONDS, self.ask(frame, self._request_s + seconds)[0])
 
     # --- the conversation

@@ -27,7 +27,7 @@ from pydantic import (
 
 from hwcost.errors import ProfileError, UnknownOperatorError, first_fault
 from hwcost.files import read_file, write_atomically
-from hwcost.ops import INT8, Operator, Precision
+from hwcost.ops import Operator, Precision
 
 # 2: any node is an operator; concatenation and softmax are such nodes; later, rows may be `adapted`. 1: first version.
 PROFILE_VERSION: Final = 2
@@ -180,8 +180,7 @@ class Profile(BaseModel):
 
     def realised_as(self, op: Operator, precision: Precision) -> Precision:
         """The precision whose kernel runs this operator on this device."""
-        if precision.kernel == self.int8_form:
-            precision = INT8
+        precision = precision.usual_on(self.int8_form)
         entry = self._realised.get((op.kind, precision))
         return precision if entry is None else entry.runs_as
 

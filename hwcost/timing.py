@@ -16,7 +16,7 @@ from hwcost.errors import HwcostError
 from hwcost.int8form import choose_int8_form
 from hwcost.kernels import Kernel, copies_for, prepare, run_time
 from hwcost.machine import cool_down, detect_machine, quietness
-from hwcost.ops import INT8, Operator, Precision, key
+from hwcost.ops import Operator, Precision, key
 from hwcost.profiles import Int8Form, Machine, PrecisionField
 from hwcost.runtime import EndedError, Here, Runtime, UnusableError, refusals
 
@@ -83,10 +83,6 @@ class Site(BaseModel):
     machine: Machine
     warnings: tuple[str, ...]
     int8_form: Int8Form
-
-    def usual(self, precision: Precision) -> Precision:
-        """The same, where its kernel is the one that is used here anyway without its name."""
-        return INT8 if precision.kernel == self.int8_form else precision
 
 
 class Survey(BaseModel):

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from hwcost.errors import MeasurementError
+from hwcost.emulation.programs import run
 
 _ARCHITECTURE: Final = "arm64"
 _WANTED: Final = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
@@ -48,16 +48,9 @@ def _configuration(work: Path) -> Path:
 
 
 def _apt(command: tuple[str, ...], environment: dict[str, str]) -> None:
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise MeasurementError(
-            f"an emulated machine is made of Debian packages, {command[0]} is not here ({error.strerror}): "
-            "use a Debian or Ubuntu for it"
-        ) from None
-    if done.returncode != 0:
-        words = " ".join((done.stderr or done.stdout).split())[-400:]
-        raise MeasurementError(
-            f"an emulated machine is made of {_ARCHITECTURE} packages, `{' '.join(command[:3])}` failed: {words}: "
-            "see whether the system's archives serve that architecture"
-        )
+    run(
+        command,
+        environment,
+        if_missing="emulated machines are made of Debian packages, use a Debian or Ubuntu for it",
+        if_failed=f"see whether the system's archives serve {_ARCHITECTURE} packages",
+    )

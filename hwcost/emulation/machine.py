@@ -23,7 +23,7 @@ from hwcost.emulation.tools import GUEST, Tools
 from hwcost.errors import MeasurementError
 from hwcost.graph import candidates
 from hwcost.ops import FLOAT, INT8, Conv, Gemm
-from hwcost.pipe import Piped, _frame
+from hwcost.pipe import Piped, framed
 from hwcost.runtime import Array, Given
 
 _REQUEST_S: Final = 900.0
@@ -61,14 +61,14 @@ class Emulated(Piped):
         process = super().open(source)
         self.load()
         for given, feeds in _warm_ups():
-            self.ask(_frame("warm", given, feeds))
+            self.ask(framed("warm", given, feeds))
         return process
 
     def trace(self, given: Given, feeds: Mapping[str, Array]) -> Trace:
         """What one run executes, in a session that has run before; one thread."""
         if given.threads != 1:
             raise MeasurementError(f"an emulated device has one thread, got {given.threads}: leave --threads out")
-        number = self._valid(_NUMBER, self.ask(_frame("trace", given, feeds))[0])
+        number = self._valid(_NUMBER, self.ask(framed("trace", given, feeds))[0])
         path = self._folder / f"{number}.trace"
         try:
             return Trace.read(path)

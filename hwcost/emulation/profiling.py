@@ -66,7 +66,7 @@ def emulate_profile(
         requests += [request for op in sampled for request in sampled_requests(op, form)]
         exact = [(op, precision) for model in models for _, op, precision in read_model(model, runtime=runtime).layers]
         requests = [*exact, *(one for one in requests if precisions is None or one[1] in precisions)]
-        wanted = tuple(dict.fromkeys((op, _usual(precision, form)) for op, precision in requests))
+        wanted = tuple(dict.fromkeys((op, precision.usual_on(form)) for op, precision in requests))
         if not wanted:
             raise UnsupportedPrecisionError(
                 f"an emulated profile holds precisions that have a kernel, got {', '.join(map(str, precisions or ()))} "
@@ -96,10 +96,6 @@ def emulate_profile(
         realisations=tuple(unpacked_realisations(rows)),
         rows=rows,
     )
-
-
-def _usual(precision: Precision, form: Int8Form) -> Precision:
-    return INT8 if precision.kernel == form else precision
 
 
 def _name(request: Request) -> str:

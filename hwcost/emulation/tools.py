@@ -10,11 +10,10 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -24,6 +23,7 @@ from typing import Final
 
 from hwcost.devices import DeviceClass
 from hwcost.emulation.foreign import unpack_system
+from hwcost.emulation.programs import run
 from hwcost.errors import MeasurementError
 from hwcost.files import write_atomically
 
@@ -208,23 +208,6 @@ class Tools:
 
 
 INSTALL: Final = "`hwcost emulator --install` says what it brings and brings it"
-
-
-def run(command: Sequence[str], env: dict[str, str] | None = None) -> str:
-    """The standard output of a program that sets something up; raises `MeasurementError` with its last words."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    except OSError as error:
-        raise MeasurementError(
-            f"{command[0]} is needed to set emulation up, got {error.strerror}: install it"
-        ) from None
-    if done.returncode != 0:
-        words = " ".join((done.stderr or done.stdout).split())[-400:]
-        raise MeasurementError(
-            f"emulation is set up step by step, `{' '.join(command)[:200]}` failed: {words}: "
-            "see whether it runs by hand"
-        )
-    return done.stdout
 
 
 def _rename(made: Path, target: Path) -> None:
