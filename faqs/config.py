@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -58,20 +58,26 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
+    explore_share: float = Field(default=0.5, ge=0, le=1)
+    distil: bool = True
+    rule: Literal["losses", "logits", "norms"] = "losses"
+    scored_images: int = Field(default=256, ge=2)
     gate_learning_rate: float = Field(default=0.05, gt=0)
     gate_share: float = Field(default=0.5, ge=0)
     gate_temperature: float = Field(default=1.0, gt=0)
+    flips: bool = False
+    shift: int = Field(default=0, ge=0, le=64)
     hysteresis: float = Field(default=0.1, ge=0)
     personal_epochs: int = Field(default=8, ge=0)
 
 
 class WireConfig(BaseModel):
-    """Quantisation steps of the deltas, in units of their root mean square, up and down."""
+    """Quantisation steps of the deltas, in units of their root mean square, up and down; 0 sends them as floats."""
 
     model_config = _STRICT
 
-    relative_step_up: float = Field(default=1.0, gt=0, le=8)
-    relative_step_down: float = Field(default=1.0, gt=0, le=8)
+    relative_step_up: float = Field(default=1.0, ge=0, le=8)
+    relative_step_down: float = Field(default=1.0, ge=0, le=8)
 
 
 class SearchConfig(BaseModel):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faqs.supernet import Cut, SuperNet, shared_tensors
-from faqs.wire import QuantisedTensor, quantise, step_for
+from faqs.wire import ExactTensor, QuantisedTensor, Tensor, quantise, step_for
 
 Arrays = dict[str, NDArray[np.float32]]
 """Shared weights by name, in the order of `faqs.supernet.shared_tensors`."""
@@ -34,16 +34,19 @@ def take(arrays: Mapping[str, NDArray[np.float32]], cuts: Mapping[str, Cut]) -> 
     return {name: arrays[name][cut].reshape(-1) for name, cut in cuts.items()}
 
 
-def code(wanted: Mapping[str, NDArray[np.float32]], relative_step: float) -> dict[str, QuantisedTensor]:
-    """Quantise flat differences, the step of each tensor in units of its root mean square."""
-    coded = {}
+def code(wanted: Mapping[str, NDArray[np.float32]], relative_step: float) -> dict[str, Tensor]:
+    """Quantise flat differences, the step of each tensor in units of its root mean square; with 0 leave them exact."""
+    coded: dict[str, Tensor] = {}
     for name, values in wanted.items():
-        step = step_for(values, relative_step)
-        coded[name] = QuantisedTensor(quantise(values, step), step)
+        if relative_step == 0:
+            coded[name] = ExactTensor(values)
+        else:
+            step = step_for(values, relative_step)
+            coded[name] = QuantisedTensor(quantise(values, step), step)
     return coded
 
 
-def add(target: Arrays, cuts: Mapping[str, Cut], tensors: Mapping[str, QuantisedTensor]) -> None:
+def add(target: Arrays, cuts: Mapping[str, Cut], tensors: Mapping[str, Tensor]) -> None:
     """target[cut] += decoded, in place."""
     for name, cut in cuts.items():
         view = target[name][cut]

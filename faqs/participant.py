@@ -4,7 +4,9 @@ The state is a value that can be written as bytes after every message and read a
 random is drawn from (seed, client, round), so that a client that was killed continues to the same bits.
 """
 
+import itertools
 import json
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from faqs.config import SearchConfig, config_from_json
-from faqs.data import ClientData, client_data, load_dataset
+from faqs.data import ClientData, Dataset, client_data, load_dataset
 from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
 from faqs.errors import RunError, WireError
-from faqs.preference import Preference, over_budget, project
+from faqs.preference import Preference, cost_penalties, over_budget, project
+from faqs.scoring import Scores, logit_scores, loss_scores, norm_scores, with_hysteresis
 from faqs.supernet import (
     SuperNet,
     decide,
@@ -32,9 +36,9 @@ from faqs.train import (
     Hyperparameters,
     accuracy,
     batches,
-    choice_scores,
     fine_tune,
     initial_logits,
+    keep_freed_memory,
     train_gates,
     train_weights,
 )
@@ -56,7 +60,7 @@ class Assignment:
 
     @cached_property
     def settings(self) -> Hyperparameters:
-        fields = self.config.training.model_dump(exclude={"hysteresis", "personal_epochs"})
+        fields = self.config.training.model_dump(exclude={"rule", "scored_images", "hysteresis", "personal_epochs"})
         return Hyperparameters(**fields)
 
     def data(self) -> ClientData:
@@ -86,7 +90,8 @@ _read_assignment = lru_cache(maxsize=64)(Assignment.from_json)
 
 @dataclass
 class Participant:
-    """One client's state. `logits`: float32 [blocks, choices]; `decision` is the architecture of the next round;
+    """One client's state. `logits`: float32 [blocks, choices], of gates where these are trained; `scores`: float64 of
+    that shape, by which the next decision is taken; `decision` is the architecture of the next round;
     `personal` the decided network's state after `finalise`, else empty."""
 
     assignment: Assignment
@@ -94,6 +99,7 @@ class Participant:
     residual: Arrays
     local: Arrays
     logits: torch.Tensor
+    scores: Scores
     decision: Architecture
     personal: Arrays = field(default_factory=dict)
 
@@ -105,7 +111,9 @@ class Participant:
         reference = shared_arrays(supernet)
         residual = {name: np.zeros_like(value) for name, value in reference.items()}
         local = {name: value.detach().numpy().copy() for name, value in local_tensors(supernet).items()}
-        return cls(assignment, reference, residual, local, initial_logits(table.space), first_decision(assignment))
+        logits = initial_logits(table.space)
+        scores = logit_scores(logits, table.space)
+        return cls(assignment, reference, residual, local, logits, scores, first_decision(assignment))
 
     def train(self, round_number: int, blob: bytes) -> bytes:
         """One round: take the server's difference, train, send back the coded difference of the active coordinates.
@@ -131,11 +139,14 @@ class Participant:
             if name in cuts:
                 left = wanted[name] - tensors[name].dequantise()
                 residual[cuts[name]] = left.reshape(residual[cuts[name]].shape)
-        if 1 <= round_number < config.search_end or round_number == config.warmup - 1:
+        if config.training.rule == "logits" and (
+            1 <= round_number < config.search_end or round_number == config.warmup - 1
+        ):
             self.logits = train_gates(
                 supernet, self.logits, data.train, table, self.assignment.preference, settings, draw("gates")
             )
         if config.warmup - 1 <= round_number < config.search_end:
+            self._score(supernet, data.train, draw("scores"))
             self._decide(standing=self.decision if round_number >= config.warmup else None)
         self.local = {name: value.detach().numpy().copy() for name, value in local_tensors(supernet).items()}
         judged = decide(supernet, self.decision)
@@ -167,10 +178,22 @@ class Participant:
         }
         return encode(WireMessage(header, {}))
 
+    def _score(self, supernet: SuperNet, data: Dataset, generator: torch.Generator) -> None:
+        """Judge every choice of every block by the configured rule."""
+        training = self.assignment.config.training
+        if training.rule == "logits":
+            self.scores = logit_scores(self.logits, supernet.space)
+        elif training.rule == "norms":
+            self.scores = norm_scores(supernet)
+        else:
+            steps = math.ceil(training.scored_images / 64)
+            penalties = cost_penalties(self.assignment.table, self.assignment.preference)
+            self.scores = loss_scores(supernet, itertools.islice(batches(data, 64, generator), steps), penalties)
+
     def _decide(self, standing: Architecture | None) -> None:
         """Take the best-scoring architecture within the budgets; raises `BudgetError` if there is none."""
         table, hysteresis = self.assignment.table, self.assignment.config.training.hysteresis
-        scores = choice_scores(self.logits, standing, table.space, hysteresis)
+        scores = with_hysteresis(self.scores, standing, table.space, hysteresis)
         self.decision = project(scores, table, self.assignment.preference, str(self.assignment.client))
 
     def _receive(self, blob: bytes, round_number: int) -> None:
@@ -187,6 +210,7 @@ class Participant:
         self.reference, self.decision = updated, decision
 
     def _supernet(self) -> SuperNet:
+        keep_freed_memory()
         torch.set_num_threads(1)  # sums in one order: the same bits on every run
         supernet = new_supernet(self.assignment.table.space, self.assignment.config.seed)
         with torch.no_grad():
@@ -205,7 +229,7 @@ class Participant:
 
     def to_bytes(self) -> bytes:
         """The state as one safetensors document."""
-        arrays: Arrays = {"logits": self.logits.numpy()}
+        arrays: dict[str, NDArray[Any]] = {"logits": self.logits.numpy(), "scores": self.scores}
         for group in ("reference", "residual", "local", "personal"):
             arrays.update({f"{group}/{name}": value for name, value in getattr(self, group).items()})
         head = {"assignment": self.assignment.to_json(), "decision": [str(choice) for choice in self.decision]}
@@ -230,7 +254,8 @@ class Participant:
         order = list(shared_cuts(assignment.table.space, assignment.table.space.largest))
         for group in ("reference", "residual"):
             groups[group] = {name: groups[group][name] for name in order}
-        return cls(assignment, logits=torch.from_numpy(arrays["logits"].copy()), decision=decision, **groups)
+        logits, scores = torch.from_numpy(arrays["logits"].copy()), arrays["scores"].copy()
+        return cls(assignment, logits=logits, scores=scores, decision=decision, **groups)
 
 
 def read_decision(header: Header, table: LookupTable) -> Architecture:
@@ -250,5 +275,6 @@ def first_decision(assignment: Assignment) -> Architecture:
     space = assignment.table.space
     if assignment.config.warmup > 0:
         return space.largest
-    scores = choice_scores(initial_logits(space), None, space, 0.0)
-    return project(scores, assignment.table, assignment.preference, str(assignment.client))
+    return project(
+        logit_scores(initial_logits(space), space), assignment.table, assignment.preference, str(assignment.client)
+    )

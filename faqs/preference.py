@@ -183,3 +183,15 @@ def reference_costs(table: LookupTable, names: Sequence[str]) -> dict[str, float
     """The costs of the largest network: what the Pareto loss measures weighted costs against."""
     cost = table.cost(table.space.largest)
     return {name: cost[METRIC_OF[name]] for name in names}
+
+
+def cost_penalties(table: LookupTable, preference: Preference) -> NDArray[np.float64]:
+    """sum_i w_i log(cost_i / reference_i) of the largest network with one block changed, [blocks, choices]: the Pareto
+    function's second half for scores that change one block at a time; zero where illegal."""
+    largest = [table.space.columns[choice] for choice in table.space.largest]
+    penalties = np.zeros(table.legal.shape)
+    for name, reference in reference_costs(table, list(preference.weights)).items():
+        values = table.values[METRIC_OF[name]]
+        changed = reference + values - values[np.arange(len(largest)), largest][:, None]
+        penalties += preference.weights[name] * np.log(np.where(table.legal, changed, reference) / reference)
+    return penalties

@@ -25,11 +25,12 @@ def weight_clip(weight: Tensor, active: Tensor | None = None) -> Tensor:
 
     `active` is a 0/1 tensor that broadcasts to `weight`; without it all weights count. No gradient passes.
     """
-    square = weight.detach().double().square()  # float64, so that the order of summation does not matter
-    dims = tuple(range(1, weight.dim()))
+    dims = tuple(range(1, weight.dim()))  # below, float64, so that the order of summation does not matter
     if active is None:
-        mean_square = square.mean(dim=dims, keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(weight.detach(), dim=dims, keepdim=True, dtype=torch.float64)
+        mean_square = norm.square() / (weight.numel() / weight.shape[0])
     else:
+        square = weight.detach().double().square()
         mask = active.detach().double().expand_as(square)
         mean_square = (square * mask).sum(dim=dims, keepdim=True) / mask.sum(dim=dims, keepdim=True).clamp(min=1.0)
     return (CLIP_RMS * mean_square.sqrt()).clamp(min=_SMALLEST_CLIP).to(weight.dtype)
@@ -56,11 +57,27 @@ def container_unit(clip: Tensor, bits: int) -> Tensor:
 
 
 def quantised_weight(weight: Tensor, bits: int, clip: Tensor) -> Tensor:
-    """Weights on the b-bit grid, same shape; the gradient passes straight through inside the clip, not outside."""
-    codes = nested_codes(weight_codes(weight, clip), bits)
-    grid = container_values(codes, bits).to(weight.dtype) * container_unit(clip, bits)
-    inside = torch.maximum(torch.minimum(weight, clip), -clip)
-    return grid + (inside - inside.detach())  # exactly the grid: the second term is zero
+    """Weights on the b-bit grid, same shape; the gradient passes straight through inside the clip, not outside.
+
+    What `container_values` of the nested codes times `container_unit` are, in float arithmetic, which is exact here.
+    """
+    quantised: Tensor = _StraightThrough.apply(weight, bits, clip)  # type: ignore[no-untyped-call]
+    return quantised
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bits: int, clip: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, clip)
+        codes = (weight * (128.0 / clip)).round_().clamp_(-127, 127)
+        if bits < 8:
+            codes = codes.mul_(2.0 ** (bits - 8)).floor_().mul_(2.0).add_(1.0)
+        return codes.mul_(container_unit(clip, bits))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        weight, clip = ctx.saved_tensors
+        return gradients[0] * (weight.abs() <= clip), None, None
 
 
 class ActivationQuantiser(nn.Module):
@@ -87,25 +104,33 @@ class ActivationQuantiser(nn.Module):
 
 class _LearnedStep(torch.autograd.Function):
     """round(clamp(x / step)) * step; the gradient of x passes inside the range, that of the step is LSQ's equation 3,
-    scaled by 1 / sqrt(numel * high)."""
+    scaled by 1 / sqrt(numel * high).
+
+    d y / d step is y / step outside the range and (y - x) / step inside, so input and output are all that is kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        scaled = x / step
-        codes = scaled.round().clamp_(low, high)
-        ctx.save_for_backward(scaled, codes)
+        y = (x / step).round_().clamp_(low, high).mul_(step)
+        ctx.save_for_backward(x, y, step)
         ctx.range = (low, high)
-        return codes * step
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
-        scaled, codes = ctx.saved_tensors
+        x, y, step = ctx.saved_tensors
         low, high = ctx.range
-        inside = (scaled >= low) & (scaled <= high)
-        of_x = gradient * inside
-        of_step = (gradient * codes).sum() - (of_x * scaled).sum()
-        return of_x, of_step / math.sqrt(scaled.numel() * high), None, None
+        of_x = torch.ops.aten.hardtanh_backward(gradient, x, low * float(step.detach()), high * float(step.detach()))
+        of_step = (_dot(gradient, y) - _dot(of_x, x)) / step
+        return of_x, of_step / math.sqrt(x.numel() * high), None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of products, in one pass where both lie in memory alike."""
+    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def quantise_input(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 
 from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
 from faqs.supernet import Cut, new_supernet, shared_cuts
-from faqs.wire import JsonValue, QuantisedTensor, WireMessage, encode
+from faqs.wire import JsonValue, Tensor, WireMessage, encode
 from hwcost import Architecture, SearchSpace
 
 
@@ -42,7 +42,7 @@ class Update:
     client: int
     samples: int
     cuts: Mapping[str, Cut]
-    tensors: Mapping[str, QuantisedTensor] = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
 
 
 def downlink(state: ServerState, space: SearchSpace, client: int, relative_step: float) -> bytes:
@@ -68,12 +68,14 @@ def expected_lengths(state: ServerState, space: SearchSpace, client: int) -> dic
 
 
 def ideal_bytes(state: ServerState, space: SearchSpace, client: int) -> float:
-    """L0: active weights times their bits / 8; stem and classifier count 8 bits."""
+    """L0: active weights times their bits / 8; stem and classifier count 8 bits, batch norm's scales and shifts 32."""
     decision = state.decisions[client]
     lengths = expected_lengths(state, space, client)
     bits = dict.fromkeys(lengths, 8)
     for name in lengths:
-        if name.startswith("blocks."):
+        if ".norm." in name:
+            bits[name] = 32
+        elif name.startswith("blocks."):
             bits[name] = decision[int(name.split(".")[1])].weight_bits
     return sum(lengths[name] * bits[name] for name in lengths) / 8
 

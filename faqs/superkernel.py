@@ -2,13 +2,15 @@
 
 After Single-Path NAS (arXiv 1904.02877): a smaller depthwise kernel is the centre of the largest one, a smaller
 expansion is its first channels; skipping is the identity. `Gates` say how much of each is switched on: hard 0/1 for a
-decided block, straight-through samples while gates are trained. All hidden channels are computed and the closed
-ones are masked after their normalisation and activation, so that a closed channel is exactly absent (its batch-norm
-shift included) and its statistics stay alive. `SlicedBlock` is the same block with the closed parts cut out.
+decided block, straight-through samples while gates are trained. For samples all hidden channels are computed and the
+closed ones are masked after their normalisation and activation, so that a closed channel is exactly absent, its
+batch-norm shift included. With hard gates only what is open is computed, on slices of the shared weights.
+`SlicedBlock` is the same block with weights of its own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +23,14 @@ from hwcost import SKIP, BlockChoice, BlockSpec, SearchSpace
 @dataclass(frozen=True)
 class Gates:
     """One block's gates, scalars in [0, 1]: `keep` (0 skips the block), `kernels[i]` (the ring that the i-th kernel
-    size adds is on; the first is always 1), `expansions[i]` likewise, `bits[i]` (one-hot over the weight bits)."""
+    size adds is on; the first is always 1), `expansions[i]` likewise, `bits[i]` (one-hot over the weight bits). Hard
+    gates name their `choice`."""
 
     keep: Tensor
     kernels: Tensor
     expansions: Tensor
     bits: Tensor
+    choice: BlockChoice | None = None
 
     @classmethod
     def of(cls, space: SearchSpace, keep: Tensor, inner: Tensor) -> "Gates":
@@ -47,7 +51,7 @@ class Gates:
     def hard(cls, space: SearchSpace, choice: BlockChoice) -> "Gates":
         """The gates of a decided block."""
         inner = torch.tensor([float(choice == other) for other in space.choices[1:]])
-        return cls.of(space, torch.tensor(float(choice != SKIP)), inner)
+        return replace(cls.of(space, torch.tensor(float(choice != SKIP)), inner), choice=choice)
 
     @classmethod
     def sample(cls, space: SearchSpace, logits: Tensor, temperature: float, generator: torch.Generator) -> "Gates":
@@ -84,10 +88,72 @@ class ConvNorm(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out" if groups == 1 else "fan_in", nonlinearity="relu")
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """`weight` is what the caller made of `self.weight`: quantised, gated."""
-        y = functional.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, 1, self.groups)
-        normalised: Tensor = self.quantise(self.norm(y))
-        return normalised
+        """`weight` is what the caller made of `self.weight`: quantised, gated, perhaps only its first output channels;
+        of the normalisation as many channels are used, and learn."""
+        channels, padding = weight.shape[0], weight.shape[-1] // 2
+        if self.groups > 1:
+            y: Tensor = _Depthwise.apply(x, weight, self.stride)  # type: ignore[no-untyped-call]
+        else:
+            y = functional.conv2d(x, weight, None, self.stride, padding)
+        quantised: Tensor = self.quantise(self._normalise(y, channels))
+        return quantised
+
+    def _normalise(self, y: Tensor, channels: int) -> Tensor:
+        norm = self.norm
+        if channels == norm.num_features:
+            whole: Tensor = norm(y)
+            return whole
+        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+        if self.training:
+            norm.num_batches_tracked += 1
+        momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+        mean, variance = norm.running_mean[:channels], norm.running_var[:channels]
+        weight, bias = norm.weight[:channels], norm.bias[:channels]
+        return functional.batch_norm(y, mean, variance, weight, bias, self.training, momentum, norm.eps)
+
+
+class _Depthwise(torch.autograd.Function):
+    """Depthwise convolution, padded by half its kernel. x [n, c, h, w], weight [c, 1, k, k].
+
+    Above 3x3 the gradient of the weight is put together from overlapping windows of 3x3: oneDNN has a fast kernel for
+    these alone (a 5x5 one took 2.5 to 3 times as long, 7x7 1.5 to 4 times; 96 to 384 channels of 16x16 to 4x4).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return functional.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        (of_x, of_weight, _), stride = ctx.needs_input_grad, ctx.stride
+        channels, _, kernel, _ = weight.shape
+        small = kernel <= 3
+
+        def gradient(x: Tensor, weight: Tensor, padding: int, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
+            found = torch.ops.aten.convolution_backward(
+                gradients[0], x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], channels,
+                [*wanted, False],
+            )  # fmt: skip
+            return found[0], found[1]
+
+        x_gradient, weight_gradient = None, None
+        if of_x or (of_weight and small):
+            x_gradient, weight_gradient = gradient(x, weight, kernel // 2, (of_x, of_weight and small))
+        if of_weight and not small:
+            margin, (height, width) = kernel // 2, gradients[0].shape[2:]
+            padded = functional.pad(x, (margin,) * 4)
+            weight_gradient = torch.empty_like(weight)
+            starts = range(0, kernel - 2, 2)  # an odd kernel is covered by windows of 3 at every second place
+            for top in starts:
+                for left in starts:
+                    rows, columns = slice(top, top + 3), slice(left, left + 3)
+                    window = padded[:, :, top : top + (height - 1) * stride + 3, left : left + (width - 1) * stride + 3]
+                    part = weight_gradient[:, :, rows, columns]
+                    part.copy_(gradient(window, weight[:, :, rows, columns], 0, (False, True))[1])
+        return x_gradient, weight_gradient, None
 
 
 class SuperBlock(nn.Module):
@@ -130,8 +196,8 @@ class SuperBlock(nn.Module):
 
     def forward(self, x: Tensor, gates: Gates) -> Tensor:
         """x [n, in, height, width] -> [n, out, ...]."""
-        if not gates.keep.requires_grad and float(gates.keep) == 0.0:
-            return x
+        if gates.choice is not None:
+            return self._decided(x, gates.choice)
         kernel_mask = torch.einsum("i,ijk->jk", gates.kernels, self.rings)
         channel_mask = torch.einsum("i,ic->c", gates.expansions, self.parts)
         hidden = self.expand(x, self._weight(self.expand.weight, gates.bits))
@@ -145,6 +211,15 @@ class SuperBlock(nn.Module):
             return y
         kept: Tensor = self.add(x + y)
         return gates.keep * kept + (1.0 - gates.keep) * x
+
+    def _decided(self, x: Tensor, choice: BlockChoice) -> Tensor:
+        if choice == SKIP:
+            return x
+        cuts, y = block_slices(self.space, self.spec, choice), x
+        for name, layer in (("expand", self.expand), ("depthwise", self.depthwise), ("project", self.project)):
+            weight = layer.weight[cuts[f"{name}.weight"]]
+            y = layer(y, quantised_weight(weight, choice.weight_bits, weight_clip(weight)))
+        return y if self.add is None else self.add(x + y)
 
 
 class SlicedBlock(nn.Module):
@@ -170,17 +245,20 @@ class SlicedBlock(nn.Module):
 
 
 def block_slices(space: SearchSpace, spec: BlockSpec, choice: BlockChoice) -> dict[str, tuple[slice, ...]]:
-    """Which part of each shared weight of a block a choice uses: name -> one slice per axis; nothing for a skip."""
+    """Which part of each shared tensor of a block a choice uses: name -> one slice per axis; nothing for a skip."""
     if choice == SKIP:
         return {}
     every, hidden = slice(None), slice(0, spec.in_channels * choice.expansion)
     margin = (space.kernels[-1] - choice.kernel) // 2
     centre = slice(margin, margin + choice.kernel)
-    return {
+    cuts: dict[str, tuple[slice, ...]] = {
         "expand.weight": (hidden, every, every, every),
         "depthwise.weight": (hidden, every, centre, centre),
         "project.weight": (every, hidden, every, every),
     }
+    for layer, channels in (("expand", hidden), ("depthwise", hidden), ("project", every)):
+        cuts |= {f"{layer}.norm.{name}": (channels,) for name in ("weight", "bias")}
+    return cuts
 
 
 def slice_block(block: SuperBlock, choice: BlockChoice) -> SlicedBlock:

@@ -1,8 +1,9 @@
 """The supernet of a search space, its decided members, and which of its numbers travel.
 
-Shared (sent, averaged): the latent weights of the convolutions and the classifier. Local (never sent): batch norm,
-activation clips and gate logits, so that each client keeps its own statistics (FedBN, arXiv 2102.07623) and its own
-architecture.
+Shared (sent, averaged): the latent weights of the convolutions and the classifier, and the scales and shifts of batch
+norm. Local (never sent): the statistics of batch norm, activation clips and gate logits, so that each client keeps its
+own statistics (half of FedBN, arXiv 2102.07623: scales and shifts of one's own cost a third of the global accuracy)
+and its own architecture.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -53,8 +54,15 @@ class SuperNet(_Network):
 
     def forward(self, images: Tensor, gates: Sequence[Gates]) -> Tensor:
         """images [n, channels, height, width] in [0, 1], one `Gates` a block -> class scores [n, classes]."""
-        x = self._stem(images)
-        for block, gate in zip(self.blocks, gates, strict=True):
+        return self.leave(self.enter(images), gates)
+
+    def enter(self, images: Tensor) -> Tensor:
+        """What the first block is given."""
+        return self._stem(images)
+
+    def leave(self, x: Tensor, gates: Sequence[Gates], start: int = 0) -> Tensor:
+        """Class scores from the input of block `start` on; `gates` are those of that block and of all after it."""
+        for block, gate in zip(self.blocks[start:], gates, strict=True):
             x = block(x, gate)
         return self._head(x)
 
@@ -97,7 +105,14 @@ def decide(supernet: SuperNet, architecture: Architecture) -> DecidedNet:
     return decided
 
 
-_SHARED_FIXED = ("stem.weight", "classifier.weight", "classifier.bias")
+_SHARED_FIXED = {
+    "stem.weight": 4,
+    "stem.norm.weight": 1,
+    "stem.norm.bias": 1,
+    "classifier.weight": 2,
+    "classifier.bias": 1,
+}
+"""Shared tensors outside the blocks, and how many axes each has."""
 
 
 def shared_cuts(space: SearchSpace, architecture: Architecture) -> dict[str, Cut]:
@@ -105,7 +120,7 @@ def shared_cuts(space: SearchSpace, architecture: Architecture) -> dict[str, Cut
 
     Both ends derive it from the decisions, so that no mask is ever sent.
     """
-    cuts: dict[str, Cut] = {name: (slice(None),) * (4, 2, 1)[i] for i, name in enumerate(_SHARED_FIXED)}
+    cuts: dict[str, Cut] = {name: (slice(None),) * axes for name, axes in _SHARED_FIXED.items()}
     for spec, choice in zip(space.blocks, architecture, strict=True):
         for name, cut in block_slices(space, spec, choice).items():
             cuts[f"blocks.{spec.index}.{name}"] = cut
@@ -119,7 +134,7 @@ def shared_tensors(supernet: SuperNet) -> dict[str, Tensor]:
 
 
 def local_tensors(supernet: SuperNet) -> dict[str, Tensor]:
-    """What a client keeps to itself: batch norm and activation clips."""
+    """What a client keeps to itself: statistics of batch norm and activation clips."""
     shared = shared_tensors(supernet)
     return {name: value for name, value in supernet.state_dict().items() if name not in shared}
 

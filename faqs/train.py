@@ -5,10 +5,13 @@ sandwich rule of arXiv 1903.05134), so that no choice is judged on weights that 
 straight-through samples on batches of their own while the weights stand still (first-order DARTS, arXiv 1806.09055).
 """
 
+import ctypes
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,16 +28,35 @@ from hwcost import SKIP, Architecture, CostLayer, LookupTable, SearchSpace
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Of one client's local round. `gate_share` gate steps are taken per weight step."""
+    """Of one client's local round.
+
+    `explore_share`: of the warm-up's steps that also train a random member; with `distil` towards what the full
+    network says of the same images (in-place distillation, arXiv 1903.05134), else towards the labels. `gate_share`
+    gate steps are taken per weight step where gates are trained at all. `flips`, `shift`: see `augmented`.
+    """
 
     batch_size: int = 32
     local_epochs: int = 2
     learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    explore_share: float = 0.5
+    distil: bool = True
     gate_learning_rate: float = 0.05
     gate_share: float = 0.5
     gate_temperature: float = 1.0
+    flips: bool = False
+    shift: int = 0
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let glibc keep memory that was freed instead of giving it back to the system: a training step allocates the same
+    megabytes again and again, and fetching them page by page took up to half of its time. Does nothing elsewhere."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def batches(data: Dataset, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -47,6 +69,20 @@ def batches(data: Dataset, size: int, generator: torch.Generator) -> Iterator[tu
             yield images[chosen], labels[chosen]
 
 
+def augmented(images: Tensor, flips: bool, shift: int, generator: torch.Generator) -> Tensor:
+    """Each image [n, channels, height, width] mirrored with probability 1/2 where `flips`, and moved by -`shift` to
+    `shift` pixels along both axes, zeros moving in."""
+    count, _, height, width = images.shape
+    if flips:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    if shift:
+        padded = functional.pad(images, (shift,) * 4)
+        moves = torch.randint(2 * shift + 1, (count, 2), generator=generator).tolist()
+        images = torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, moves, strict=True)])
+    return images
+
+
 def initial_logits(space: SearchSpace) -> Tensor:
     """Gate logits [blocks, choices], -inf where illegal: a slight preference for more weights and bits, so that an
     untrained projection takes the largest network that the budgets allow."""
@@ -57,16 +93,6 @@ def initial_logits(space: SearchSpace) -> Tensor:
                 capacity = 1.0 if choice == SKIP else float(choice.kernel * choice.expansion * choice.weight_bits)
                 logits[block.index, index] = 0.02 * math.log2(capacity)
     return logits
-
-
-def choice_scores(logits: Tensor, decided: Architecture | None, space: SearchSpace, hysteresis: float) -> np.ndarray:
-    """Log-probabilities [blocks, choices] for the projection; the standing decision is worth `hysteresis` more."""
-    scores = torch.log_softmax(logits.detach().double(), dim=1).numpy().copy()
-    scores[np.isneginf(scores)] = 0.0  # illegal choices are never taken
-    if decided is not None:
-        for block, choice in enumerate(decided):
-            scores[block, space.choices.index(choice)] += hysteresis
-    return scores
 
 
 def random_architecture(space: SearchSpace, generator: torch.Generator) -> Architecture:
@@ -89,26 +115,31 @@ def train_weights(
 ) -> float:
     """Train the shared weights and local layers; returns the mean loss on the decided path.
 
-    `explore`: every step also descends the loss of one random member of the space.
+    `explore`: a share of the steps, drawn at random, also descends the loss of one random member of the space.
     """
     supernet.train()
     gates = supernet.hard_gates(decided)
     shared = shared_tensors(supernet)
+    decayed = [value for value in shared.values() if value.dim() > 1]
+    kept = {id(value) for value in decayed}
     groups: list[dict[str, Any]] = [
-        {"params": list(shared.values()), "weight_decay": settings.weight_decay},
-        {"params": [parameter for name, parameter in supernet.named_parameters() if name not in shared]},
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": [parameter for parameter in supernet.parameters() if id(parameter) not in kept]},
     ]
     optimiser = torch.optim.SGD(groups, lr=learning_rate, momentum=settings.momentum)
     losses: list[float] = []
     for _ in range(settings.local_epochs):
         for images, labels in batches(data, settings.batch_size, generator):
+            images = augmented(images, settings.flips, settings.shift, generator)
             optimiser.zero_grad(set_to_none=True)
-            loss = functional.cross_entropy(supernet(images, gates), labels)
+            scores = supernet(images, gates)
+            loss = functional.cross_entropy(scores, labels)
             losses.append(float(loss.detach()))
             loss.backward()  # type: ignore[no-untyped-call]
-            if explore:
+            if explore and float(torch.rand(1, generator=generator)) < settings.explore_share:
                 other = supernet.hard_gates(random_architecture(supernet.space, generator))
-                functional.cross_entropy(supernet(images, other), labels).backward()  # type: ignore[no-untyped-call]
+                target = torch.softmax(scores.detach(), dim=1) if settings.distil else labels
+                functional.cross_entropy(supernet(images, other), target).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
             optimiser.step()
     return float(np.mean(losses)) if losses else math.nan
@@ -178,6 +209,7 @@ def fine_tune(
     network.train()
     for _ in range(epochs):
         for images, labels in batches(data, settings.batch_size, generator):
+            images = augmented(images, settings.flips, settings.shift, generator)
             optimiser.zero_grad(set_to_none=True)
             functional.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)

@@ -14,6 +14,9 @@ zstandard codes bytes, and never with less than one bit: above 10,000 codes, byt
 than the entropy, triples 1 to 7 %. All tensors share one stream: streams of their own, each with its symbol table, make
 messages 5 to 25 % larger.
 
+Exact values. A message may instead hold float32 values as they are, for what must not be quantised and as the baseline
+that quantising is compared with; its version says so.
+
 Everything that arrives is checked before it is used, and whatever is wrong with it is a `WireError` that says what.
 """
 
@@ -36,7 +39,9 @@ Header: TypeAlias = dict[str, JsonValue]
 
 # History of the blob:
 # 1  prefix; head (canonical JSON, a zero byte, float32 steps by byte plane); base-6 triples; large codes; CRC32.
-VERSION = 1
+# 2  prefix; head (canonical JSON, a zero byte); float32 values, little-endian, not compressed; CRC32.
+CODES, FLOATS = VERSIONS = (1, 2)
+"""The two versions are two kinds of message."""
 MAGIC = b"FAQS"
 CODE_LIMIT = 127
 """Codes lie in -CODE_LIMIT..CODE_LIMIT; what a clipped code leaves out is the caller's to carry to the next round."""
@@ -84,22 +89,58 @@ class QuantisedTensor:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property
+    def size(self) -> int:
+        return self.codes.size
+
     def dequantise(self) -> NDArray[np.float32]:
         """The values [n] that the codes stand for."""
         return dequantise(self.codes, self.step)
 
 
+@dataclass(frozen=True, eq=False)
+class ExactTensor:
+    """A flat tensor as its `values` [n], float32 and finite."""
+
+    values: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.values.dtype != np.float32 or self.values.ndim != 1:
+            shape = f"{self.values.dtype} of shape {self.values.shape}"
+            raise WireError(f"exact values are a flat float32 array, got {shape}; flatten and convert the tensor first")
+        _check_finite(self.values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ExactTensor) and self.values.tobytes() == other.values.tobytes()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def size(self) -> int:
+        return self.values.size
+
+    def dequantise(self) -> NDArray[np.float32]:
+        """The values [n] themselves."""
+        return self.values
+
+
+Tensor: TypeAlias = QuantisedTensor | ExactTensor
+
+
 @dataclass(frozen=True)
 class WireMessage:
-    """`header` (names to JSON scalars and lists of them) and `tensors` by name, in any order of the names.
+    """`header` (names to JSON scalars and lists of them) and `tensors` by name, in any order of the names: quantised
+    ones or exact ones.
 
-    Raises `WireError` where the header is not plain finite JSON.
+    Raises `WireError` where the header is not plain finite JSON, or where both kinds of tensors are there.
     """
 
     header: Header
-    tensors: Mapping[str, QuantisedTensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if len({type(tensor) for tensor in self.tensors.values()}) > 1:
+            raise WireError("a message's tensors are all quantised or all exact, got both; send two messages")
         for name, value in self.header.items():
             if not isinstance(name, str) or not name:
                 raise WireError(f"a header's names are non-empty strings, got {name!r}; rename it")
@@ -155,17 +196,20 @@ def dequantise(codes: NDArray[np.int8], step: float) -> NDArray[np.float32]:
 
 def encode(message: WireMessage) -> bytes:
     """The blob of a message; the same message always gives the same bytes (for one version of zstandard)."""
-    names = sorted(message.tensors)
-    tensors = [message.tensors[name] for name in names]
-    steps = np.array([tensor.step for tensor in tensors], dtype="<f4")
+    tensors = [message.tensors[name] for name in sorted(message.tensors)]
+    coded = [tensor for tensor in tensors if isinstance(tensor, QuantisedTensor)]
+    exact = [tensor.values for tensor in tensors if isinstance(tensor, ExactTensor)]
+    steps = np.array([tensor.step for tensor in coded], dtype="<f4")
     head = _compress(_canonical(message.header) + b"\0" + steps.view(np.uint8).reshape(-1, 4).T.tobytes())
     if len(head) > 0xFFFF:
         raise WireError(f"header and steps take 65535 bytes at most, got {len(head)}; send fewer or shorter values")
-    codes = np.concatenate([tensor.codes for tensor in tensors]) if tensors else np.zeros(0, np.int8)
-    triples, large = _pack(codes)
-    symbols = _compress(triples)
-    layout = _fingerprint({name: message.tensors[name].codes.size for name in names})
-    blob = _PREFIX.pack(MAGIC, VERSION, len(head), len(symbols), layout) + head + symbols + _compress(large)
+    if exact:
+        version, symbols, large = FLOATS, np.concatenate(exact).astype("<f4").tobytes(), b""
+    else:
+        triples, rest = _pack(np.concatenate([tensor.codes for tensor in coded]) if coded else np.zeros(0, np.int8))
+        version, symbols, large = CODES, _compress(triples), _compress(rest)
+    layout = _fingerprint({name: tensor.size for name, tensor in message.tensors.items()})
+    blob = _PREFIX.pack(MAGIC, version, len(head), len(symbols), layout) + head + symbols + large
     return blob + _CHECKSUM.pack(zlib.crc32(blob))
 
 
@@ -182,24 +226,31 @@ def decode(blob: bytes, *, lengths: Mapping[str, int], limits: Limits = _DEFAULT
     """
     parts = _open(blob, limits)
     header, steps = _read_head(parts.head, limits)
-    if parts.layout != _fingerprint(lengths) or steps.size != len(lengths):
-        rule = f"this message was expected to hold {len(lengths)} tensors of {sum(lengths.values())} coordinates"
+    exact, total = parts.version == FLOATS, sum(lengths.values())
+    if parts.layout != _fingerprint(lengths) or steps.size != (0 if exact else len(lengths)):
+        rule = f"this message was expected to hold {len(lengths)} tensors of {total} coordinates"
         raise WireError(f"{rule}, its names or lengths differ; derive them from the decisions the sender used")
     largest = float(steps.max(initial=0.0))
     if largest > limits.step:
         raise WireError(f"a step is at most {limits.step:.3g}, got {largest:.3g}; the sender's update has diverged")
-    codes = _unpack(parts, sum(lengths.values()))
-    tensors, start = {}, 0
-    for name, step in zip(sorted(lengths), steps.tolist(), strict=True):
-        tensors[name] = QuantisedTensor(codes[start : start + lengths[name]], step)
+    values, codes = (_floats(parts, total), None) if exact else (None, _unpack(parts, total))
+    tensors: dict[str, Tensor] = {}
+    start = 0
+    for place, name in enumerate(sorted(lengths)):
+        here = slice(start, start + lengths[name])
+        if values is not None:
+            tensors[name] = ExactTensor(values[here])
+        elif codes is not None:
+            tensors[name] = QuantisedTensor(codes[here], float(steps[place]))
         start += lengths[name]
     return WireMessage(header, tensors)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """A blob cut along its prefix: three compressed sections and the layout fingerprint."""
+    """A blob cut along its prefix: its version, three sections and the layout fingerprint."""
 
+    version: int
     head: bytes
     symbols: bytes
     large: bytes
@@ -214,14 +265,15 @@ def _open(blob: bytes, limits: Limits) -> _Parts:
             f"a message starts with {MAGIC.decode()} and has a prefix, got {len(blob)} bytes of another kind"
         )
     _, version, head_size, symbols_size, layout = _PREFIX.unpack_from(blob)
-    if version != VERSION:
-        raise WireError(f"this side speaks version {VERSION} of the message, got {version}; update the older side")
+    if version not in VERSIONS:
+        spoken = " and ".join(map(str, VERSIONS))
+        raise WireError(f"this side speaks versions {spoken} of the message, got {version}; update the older side")
     body, end = blob[_PREFIX.size : -_CHECKSUM.size], head_size + symbols_size
     if zlib.crc32(blob[: -_CHECKSUM.size]) != _CHECKSUM.unpack(blob[-_CHECKSUM.size :])[0]:
         raise WireError(f"the checksum of the {len(blob)} bytes does not match; the message was damaged or cut short")
     if end > len(body):
         raise WireError(f"the sections take {end} bytes by the prefix, got {len(body)}")
-    return _Parts(body[:head_size], body[head_size:end], body[end:], layout)
+    return _Parts(version, body[:head_size], body[head_size:end], body[end:], layout)
 
 
 def _read_head(section: bytes, limits: Limits) -> tuple[Header, NDArray[np.float32]]:
@@ -277,6 +329,14 @@ def _unpack(parts: _Parts, count: int) -> NDArray[np.int8]:
     return np.where(zigzag % 2 == 1, (zigzag + 1) // 2, -(zigzag // 2)).astype(np.int8)
 
 
+def _floats(parts: _Parts, count: int) -> NDArray[np.float32]:
+    """The values [count] of a message of exact tensors."""
+    if len(parts.symbols) != 4 * count or parts.large:
+        got = len(parts.symbols) + len(parts.large)
+        raise WireError(f"{count} exact values take {4 * count} bytes, got {got}")
+    return np.frombuffer(parts.symbols, "<f4").astype(np.float32)
+
+
 def _compress(data: bytes) -> bytes:
     """One zstandard frame; nothing for nothing."""
     return zstandard.ZstdCompressor(compression_params=_COMPRESSION).compress(data) if data else b""
@@ -328,5 +388,5 @@ def _check_finite(values: NDArray[np.float32]) -> None:
     if not bool(np.isfinite(values).all()):
         bad = int(np.count_nonzero(~np.isfinite(values)))
         raise WireError(
-            f"only finite values can be quantised, got {bad} NaN or infinite of {values.size}; training diverged"
+            f"only finite values can be sent, got {bad} NaN or infinite of {values.size}; training diverged"
         )

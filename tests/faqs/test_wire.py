@@ -16,7 +16,18 @@ from hypothesis.extra import numpy as hnp
 
 from faqs import wire
 from faqs.errors import FaqsError, WireError
-from faqs.wire import CODE_LIMIT, Limits, QuantisedTensor, WireMessage, decode, dequantise, encode, quantise, step_for
+from faqs.wire import (
+    CODE_LIMIT,
+    ExactTensor,
+    Limits,
+    QuantisedTensor,
+    WireMessage,
+    decode,
+    dequantise,
+    encode,
+    quantise,
+    step_for,
+)
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False),
@@ -29,10 +40,16 @@ CODES = st.one_of(
     hnp.arrays(np.int8, st.integers(0, 40), elements=st.integers(-2, 2)),
     hnp.arrays(np.int8, st.integers(0, 40), elements=st.integers(-CODE_LIMIT, CODE_LIMIT)),
 )
-TENSORS = st.dictionaries(st.text(max_size=6), st.builds(QuantisedTensor, CODES, STEPS), max_size=5)
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+EXACT = st.builds(ExactTensor, hnp.arrays(np.float32, st.integers(0, 40), elements=FINITE))
+TENSORS = st.one_of(
+    st.dictionaries(st.text(max_size=6), st.builds(QuantisedTensor, CODES, STEPS), max_size=5),
+    st.dictionaries(st.text(max_size=6), EXACT, max_size=5),
+)
 MESSAGES = st.builds(WireMessage, HEADERS, TENSORS)
 
 
+CODED = QuantisedTensor(np.zeros(1, np.int8), 1.0)
 VERSION_1 = (
     "RkFRUwE6AAkAAADACjeZIDWpAQB7Imtlcm5lbCI6WzMsNV0sIm5hbWUiOiJncsO2w59lciIs"
     "InJvdW5kIjoxfQAAAAAAAABAPyAEIQAAJaTXACADGQAAAPn433djfg=="
@@ -40,7 +57,7 @@ VERSION_1 = (
 
 
 def lengths_of(message: WireMessage) -> dict[str, int]:
-    return {name: tensor.codes.size for name, tensor in message.tensors.items()}
+    return {name: tensor.size for name, tensor in message.tensors.items()}
 
 
 def a_message(seed: int = 0) -> WireMessage:
@@ -70,7 +87,7 @@ def test_a_message_round_trips_exactly_and_encodes_to_the_same_bytes(message: Wi
 
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused_and_nothing_else_is_raised(noise: bytes) -> None:
-    for blob in (noise, wire.MAGIC + noise, resealed(wire.MAGIC + b"\x01" + noise)):
+    for blob in (noise, wire.MAGIC + noise, *(resealed(wire.MAGIC + bytes([v]) + noise) for v in wire.VERSIONS)):
         with pytest.raises(WireError):
             decode(blob, lengths={"w": 7})
 
@@ -128,11 +145,26 @@ def blob_of(head: bytes, triples: bytes, large: bytes = b"", layout: dict[str, i
     return resealed(prefix + b"".join(sections))
 
 
+def floats_blob(
+    values: bytes, rest: bytes = b"", layout: dict[str, int] | None = None, head: bytes = b'{"a":1}\0'
+) -> bytes:
+    """A blob of exact values with a prefix and a checksum that fit."""
+    packed, fingerprint = frame(head, write_content_size=True), wire._fingerprint(layout or {"w": 4})
+    return resealed(struct.pack("<4sBHII", b"FAQS", 2, len(packed), len(values), fingerprint) + packed + values + rest)
+
+
 def steps_of(*steps: float) -> bytes:
     return np.array(steps, "<f4").view(np.uint8).reshape(-1, 4).T.tobytes()
 
 
 HEAD = b'{"a":1}\0' + steps_of(0.5)
+
+
+def test_exact_values_made_by_hand_from_the_format_are_read() -> None:
+    values = np.array([0.5, -1.5, 1e-30, 3e38], "<f4")
+    message = decode(floats_blob(values.tobytes()), lengths={"w": 4})
+    assert message == WireMessage({"a": 1}, {"w": ExactTensor(values)})
+    assert message.tensors["w"].dequantise().tolist() == values.tolist()
 
 
 def test_a_blob_made_by_hand_from_the_format_is_read() -> None:
@@ -155,7 +187,12 @@ def test_a_version_1_blob_written_long_ago_is_read_for_ever() -> None:
     [
         (b"GIF89a" + bytes(30), "starts with FAQS"),
         (b"FAQS", "has a prefix"),
-        (resealed(b"FAQS\x02" + bytes(20)), "speaks version 1 of the message, got 2"),
+        (resealed(b"FAQS\x03" + bytes(20)), "speaks versions 1 and 2 of the message, got 3"),
+        (floats_blob(bytes(12)), "4 exact values take 16 bytes, got 12"),
+        (floats_blob(bytes(16), b"x"), "4 exact values take 16 bytes, got 17"),
+        (floats_blob(np.array([0, 0, np.nan, 0], "<f4").tobytes()), "only finite values can be sent, got 1 NaN"),
+        (floats_blob(bytes(16), layout={"w": 5}), "names or lengths differ"),
+        (floats_blob(bytes(16), head=HEAD), "names or lengths differ"),
         (encode(a_message())[:-1] + b"?", "checksum"),
         (resealed(struct.pack("<4sBHII", b"FAQS", 1, 9, 9, 0)), "sections take 18 bytes by the prefix, got 0"),
         (blob_of(b"[1]\0" + steps_of(1), bytes(2)), "JSON object, got a list"),
@@ -237,11 +274,18 @@ def test_limits_hold_for_the_blob_the_header_the_tensors_and_the_step() -> None:
         (lambda: QuantisedTensor(np.full(2, -128, np.int8), 1.0), "within +-127, got -128"),
         (lambda: QuantisedTensor(np.zeros(2, np.int8), 0.1), "got 0.1; take it from step_for"),
         (lambda: QuantisedTensor(np.zeros(2, np.int8), float("nan")), "positive finite float32"),
+        (lambda: ExactTensor(np.zeros((2, 2), np.float32)), "flat float32 array, got float32 of shape (2, 2)"),
+        (lambda: ExactTensor(np.zeros(2)), "flat float32 array, got float64"),
+        (lambda: ExactTensor(np.full(2, np.inf, np.float32)), "got 2 NaN or infinite of 2"),
+        (
+            lambda: WireMessage({}, {"a": ExactTensor(np.zeros(1, np.float32)), "b": CODED}),
+            "all quantised or all exact",
+        ),
         (lambda: WireMessage({"a": float("inf")}), "got float in 'a'; convert it first"),
         (lambda: WireMessage({"a": (1, 2)}), "got tuple in 'a'"),  # type: ignore[dict-item]
         (lambda: WireMessage({"": 1}), "non-empty strings, got ''"),
         (lambda: quantise(np.array([1, np.nan], np.float32), 1.0), "got 1 NaN or infinite of 2; training diverged"),
-        (lambda: step_for(np.array([np.inf], np.float32), 1.0), "only finite values can be quantised"),
+        (lambda: step_for(np.array([np.inf], np.float32), 1.0), "only finite values can be sent"),
         (lambda: step_for(np.ones(3, np.float32), 0.0), "a relative step is a positive number"),
         (lambda: encode(WireMessage({"a": "\ud800"})), "lone surrogate"),
     ],
