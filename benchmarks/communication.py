@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
@@ -43,6 +44,7 @@ from faqs.errors import FaqsError
 from hwcost import HwcostError, note, print_table
 
 BENCHMARK: Final = Benchmark("communication", __doc__ or "")
+WORK: Final = Path(__file__).resolve().parents[1] / "runs" / "communication"
 PER_PROCESS: Final = {
     "OMP_NUM_THREADS": "1",
     # Freed memory is kept: an eighth of a training step goes into asking for it again.
@@ -85,8 +87,9 @@ def run_all(todo: Sequence[Job], side_by_side: int) -> None:
 def run(arguments: argparse.Namespace) -> None:
     document = BENCHMARK.start(arguments)
     regime = QUICK if arguments.quick else Regime()
+    regime = replace(regime, rounds=arguments.rounds or regime.rounds)
     with tempfile.TemporaryDirectory(prefix="faqs-bench-") as folder:
-        work = (arguments.work or Path(folder)).resolve()
+        work = (arguments.work or (Path(folder) if arguments.quick else WORK)).resolve()
         results = arguments.results or (work / "results" if arguments.quick else RESULTS / "communication")
         if arguments.quick or arguments.data:
             source = DIGITS if arguments.data is None else str(arguments.data.resolve())
@@ -112,8 +115,11 @@ def main() -> None:
     parser.add_argument("--arms", type=names, help="separated by commas (default: A,A2,B,B2,C1,C2)")
     parser.add_argument("--seeds", type=numbers, help="separated by commas (default: 0,1,2,3,4; --seed with --quick)")
     parser.add_argument("--seeds-b", type=numbers, help="of arm B, among --seeds (default: the first two)")
+    parser.add_argument("--rounds", type=int, help="instead of the regime's; the results are another regime's then")
     parser.add_argument("--jobs", type=int, default=1, help="arms and seeds side by side, one thread each (default: 1)")
-    parser.add_argument("--work", type=Path, help="folder of checkpoints (default: none is kept)")
+    parser.add_argument(
+        "--work", type=Path, help="folder of checkpoints (default: runs/communication; none with --quick)"
+    )
     parser.add_argument("--results", type=Path, help="folder of results (default: results/communication)")
     arguments = parser.parse_args()
     arguments.arms = arguments.arms or names("A,A2,B,B2,C1,C2")
@@ -121,6 +127,8 @@ def main() -> None:
     arguments.seeds_b = arguments.seeds_b or arguments.seeds[:2]
     if arguments.report:
         arguments.data = None
+    if arguments.results is not None:
+        arguments.out = arguments.out or arguments.results / "communication.json"
     try:
         run(arguments)
     except (FaqsError, HwcostError, ValueError, RuntimeError) as error:

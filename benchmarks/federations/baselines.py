@@ -120,8 +120,7 @@ def _blob(content: RecordDict, record: str) -> bytes:
 
 
 def _number(content: RecordDict, record: str, name: str) -> float:
-    records = {**content.config_records, **content.metric_records}
-    value = records[record][name]
+    value = (content.metric_records if record in content.metric_records else content.config_records)[record][name]
     if not isinstance(value, int | float):
         raise TypeError(f"{name} in the record {record!r} is a number, got {value!r}")
     return float(value)

@@ -112,8 +112,9 @@ def ratios(arms: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             continue
         both = {level: [arm[f"{level}_up"] + arm[f"{level}_down"] for arm in (first, second)] for level in LEVELS}
         entry = {level: sizes[1] / sizes[0] for level, sizes in both.items()}
-        if first["round_s"] and second["round_s"]:
-            entry["round_s"] = first["round_s"] / second["round_s"]
+        for name in ("round_s", "round_cpu_s"):
+            if first[name] and second[name]:
+                entry[name] = first[name] / second[name]
         if first["bytes_to_target"] and second["bytes_to_target"]:
             entry["bytes_to_target"] = second["bytes_to_target"] / first["bytes_to_target"]
         found[f"{one}/{other}"] = entry
