@@ -98,8 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
             run_all(jobs(arguments, regime, source, work, results), arguments.jobs)
         else:
             note("no --data: nothing is computed, what there is is compared")
-        seeds = sorted({*arguments.seeds, *arguments.seeds_b})
-        compared = compare(read_results(results, list(dict.fromkeys(("A", *arguments.arms))), seeds, regime), regime)
+        compared = compare(read_results(results, regime), regime)
     print_table(f"{regime.clients} clients, {regime.rounds} rounds; per client and round", COLUMNS, rows(compared))
     BENCHMARK.finish(arguments, document | compared)
 

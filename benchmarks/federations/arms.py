@@ -67,14 +67,17 @@ def read_result(results: Path, arm: str, seed: int, regime: Regime) -> dict[str,
     if not path.exists():
         return None
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if document.get("version") != RESULT_VERSION or document.get("regime") != regime.to_json():
-        ours, theirs = regime.to_json(), document.get("regime") or {}
-        differ = [
-            f"{name} {theirs.get(name)!r}, not {value!r}" for name, value in ours.items() if theirs.get(name) != value
-        ]
-        raise ValueError(
-            f"{path} is of another regime ({'; '.join(differ) or 'or version'}): remove it, or pass another --results"
-        )
+    ours: dict[str, Any] = {"version": RESULT_VERSION} | regime.to_json()
+    theirs = {"version": document.get("version")} | document.get("regime", {})
+    if arm in SEARCHES:
+        ours |= searches.search_options(arm, regime)
+        theirs |= document.get("options", {})
+    names = dict.fromkeys((*ours, *theirs))
+    differ = [
+        f"{name} {theirs.get(name)!r}, not {ours.get(name)!r}" for name in names if ours.get(name) != theirs.get(name)
+    ]
+    if differ:
+        raise ValueError(f"{path} is of another regime ({'; '.join(differ)}): remove it, or pass another --results")
     return document
 
 
@@ -88,10 +91,10 @@ def run_job(job: Job) -> str:
             return f"{name}: another process is at it"
         torch.set_num_threads(1)
         try:
-            found, config = _run(job)
+            found = _run(job)
         except searches.NotYetError as reason:
             return f"{name}: left out: {reason}"
-        document = _document(job, found, config)
+        document = _document(job, found)
         write_atomically(job.result, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     return (
         f"{name}: {float(document['accuracy_global']):.4f} global, {float(document['accuracy_personal']):.4f} personal"
@@ -111,7 +114,7 @@ def alone(lock: Path) -> Iterator[bool]:
         yield True
 
 
-def _run(job: Job) -> tuple[Found, dict[str, Any]]:
+def _run(job: Job) -> Found:
     place = place_data(job.source, job.regime, job.seed, job.work)
     data = load_dataset(str(place.train))
     space = job.regime.space(data.image_shape, data.classes)
@@ -122,14 +125,12 @@ def _run(job: Job) -> tuple[Found, dict[str, Any]]:
     if job.arm in SEARCHES:
         tables = searches.cost_tables(space, job.work, job.quick)
         config = searches.search_config(job.arm, job.regime, job.seed, place, tables)
-        found = searches.run(config, job.regime, place, job.folder, report)
-        options = config.model_dump(mode="json", exclude={"data", "client", "space"})
-        return found, options
+        return searches.run(config, job.regime, place, job.folder, report)
     architecture = {"A": job.regime.fixed(space), "A2": job.regime.fixed(space), "B": ()}.get(job.arm)
     if architecture is None:
         architecture = _searched(job, space)
     task = baselines.Task(job.arm, job.regime, job.seed, place, space, architecture)
-    return baselines.run(task, job.folder, report), {}
+    return baselines.run(task, job.folder, report)
 
 
 def _searched(job: Job, space: SearchSpace) -> tuple[BlockChoice, ...]:
@@ -146,7 +147,7 @@ def _searched(job: Job, space: SearchSpace) -> tuple[BlockChoice, ...]:
     return architecture
 
 
-def _document(job: Job, found: Found, config: Mapping[str, Any]) -> dict[str, Any]:
+def _document(job: Job, found: Found) -> dict[str, Any]:
     """Everything but `timing` is the same in every run."""
     judgement = found.judgement
     weighted, plain = judgement.personal()
@@ -156,7 +157,7 @@ def _document(job: Job, found: Found, config: Mapping[str, Any]) -> dict[str, An
         "arm": job.arm,
         "seed": job.seed,
         "regime": job.regime.to_json(),
-        "options": dict(config),
+        "options": searches.search_options(job.arm, job.regime) if job.arm in SEARCHES else {},
         "accuracy_global": judgement.accuracy_global,
         "accuracy_personal": weighted,
         "accuracy_personal_plain": plain,

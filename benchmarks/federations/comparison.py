@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from federations.arms import COMPUTED, LEVELS, SEARCHES, read_result
+from federations.arms import COMPUTED, LEVELS, SEARCHES, check_arm, read_result
 from federations.judge import Judgement
 from federations.regime import Regime
 
@@ -22,26 +22,28 @@ DRAWS: Final = 2000
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 
-def read_results(results: Path, arms: Sequence[str], seeds: Sequence[int], regime: Regime) -> Results:
+def read_results(results: Path, regime: Regime) -> Results:
     """By arm and seed, whatever there is; raises `ValueError` where one is of another regime."""
-    found: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for arm in arms:
-        documents = ((seed, read_result(results, arm, seed, regime)) for seed in seeds)
-        found[arm] = {seed: document for seed, document in documents if document is not None}
-    return found
+    found: dict[str, dict[int, Mapping[str, Any]]] = {arm: {} for arm in ARMS}
+    for path in sorted(results.glob("*-*.json")):
+        arm, _, seed = path.stem.rpartition("-")
+        document = read_result(results, check_arm(arm), int(seed), regime)
+        if document is not None:
+            found.setdefault(arm, {})[int(seed)] = document
+    return {arm: dict(sorted(by_seed.items())) for arm, by_seed in found.items()}
 
 
 def compare(results: Results, regime: Regime) -> dict[str, Any]:
     """The document's own part: `arms`, `ratios`, `differences`; an arm without a result is null."""
-    targets = {seed: regime.target_share * done["curve"][-1]["accuracy"] for seed, done in results["A"].items()}
+    targets = {s: regime.target_share * done["curve"][-1]["accuracy"] for s, done in results.get("A", {}).items()}
     arms: dict[str, Any] = {}
-    for arm, by_seed in results.items():
-        arms[arm] = _arm(by_seed, targets) if by_seed else None
+    for arm in dict.fromkeys((*ARMS, *results)):
+        arms[arm] = _arm(results[arm], targets) if results.get(arm) else None
     arms[COMPUTED] = computed()
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
     ceilings = {arm: found for arm, found in results.items() if arm.startswith("ceiling-") and found}
     return {
-        "arms": {arm: arms.get(arm) for arm in dict.fromkeys((*ARMS, *arms))},
+        "arms": arms,
         "ratios": ratios(arms),
         "differences": differences(results),
         "ceilings": _ceilings(ceilings, results.get("C2", {})),
