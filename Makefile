@@ -9,10 +9,10 @@ DEMO ?= demo
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench constraints clean
+.PHONY: help install demo test check bench bench-communication constraints clean
 
 help:  ## say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## .venv with the packages, their dependencies and the developer's tools
 
@@ -46,12 +46,15 @@ check: install  ## format, lint, types, the layout's contracts and the layout's 
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest tests/test_layout.py
 
-bench: install  ## every benchmark of benchmarks/; DATA=folder for those that need published tables
-	@set -e; for script in $$(grep -l '= Benchmark(' benchmarks/*.py); do \
+bench: install  ## every benchmark of benchmarks/ but the next; DATA=folder for those that need published tables
+	@set -e; for script in $$(grep -l '= Benchmark(' benchmarks/*.py | grep -v /communication.py); do \
 	  if ! grep -q '"--data"' "$$script"; then echo "$$script" >&2; $(BIN)/python "$$script"; \
 	  elif [ -n "$(DATA)" ]; then echo "$$script" >&2; $(BIN)/python "$$script" --data "$(DATA)"; \
 	  else echo "$$script: left out, needs DATA=folder" >&2; fi; \
 	done
+
+bench-communication: install  ## bytes and accuracy of federations: DATA=folder with CIFAR-10 (hours, resumable), else small images
+	$(BIN)/python -m benchmarks.communication $(if $(DATA),--full --data "$(DATA)" --jobs 2,--quick)
 
 constraints: install  ## write constraints.txt again from what .venv holds
 	@sed -n '/^#/p' constraints.txt > constraints.tmp

@@ -383,6 +383,93 @@ def search(document: dict[str, Any]) -> str:
     )
 
 
+_FEDERATIONS: Final = {
+    "A": "A: FedAvg, fp32",
+    "A2": "A2: FedAvg, 8-bit differences",
+    "B": "B: multi-path search, fp32",
+    "B2": "B2: DARTS supernet, computed",
+    "C1": "C1: masked, fp32",
+    "C2": "C2: this project's search",
+}
+
+
+def communication(document: dict[str, Any]) -> str:
+    columns = (
+        "arm",
+        "seeds",
+        "payload up / down",
+        "on the wire up / down",
+        "A / payload, wire",
+        "B / payload, wire",
+        "global accuracy",
+        "personal accuracy",
+        "to the target",
+        "round",
+    )
+    arms, regime = document["arms"], document["regime"]
+
+    def fewer(found: dict[str, Any], than: dict[str, Any] | None) -> str:
+        if than is None:
+            return "-"
+        both = ([one[f"{level}_up"] + one[f"{level}_down"] for one in (than, found)] for level in ("payload", "wire"))
+        return ", ".join(f"{sizes[0] / sizes[1]:.1f}" for sizes in both)
+
+    def accuracy(found: dict[str, Any], name: str) -> str:
+        if found[name] is None:
+            return "-"
+        deviation = found["spread"][name]["deviation"]
+        return f"{100 * found[name]:.1f} %" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+    rows = []
+    for arm, name in _FEDERATIONS.items():
+        found = arms[arm]
+        if found is None:
+            rows.append((name, "0", *["-"] * (len(columns) - 2)))
+            continue
+        rows.append(
+            (
+                name,
+                "-" if found["computed"] else str(len(found["seeds"])),
+                *(
+                    " / ".join(f"{found[f'{level}_{way}'] / 1e3:.1f}" for way in ("up", "down")) + " kB"
+                    for level in ("payload", "wire")
+                ),
+                *(fewer(found, arms[other]) for other in ("A", "B")),
+                *(accuracy(found, name) for name in ("accuracy_global", "accuracy_personal")),
+                "-" if found["bytes_to_target"] is None else f"{found['bytes_to_target'] / 1e6:.1f} MB",
+                "-" if found["round_s"] is None else f"{found['round_s']:.0f} s",
+            )
+        )
+    differences = [
+        f"{name}: global {_points(found['accuracy_global'])}, personal {_points(found['accuracy_personal'])}"
+        for name, found in document["differences"].items()
+    ]
+    paired = (
+        "Differences of accuracy in points, and their paired bootstrap intervals of 95 % over seeds and images: "
+        f"{'; '.join(differences)}. "
+        if differences
+        else ""
+    )
+    images = regime["train_images"]
+    return "\n\n".join(
+        (
+            f"{document['clients']} clients, Dirichlet({regime['alpha']:g}), {images:,} training images of which each "
+            f"client holds {percent(regime['held_out_share'])} out, {document['rounds']} rounds of "
+            f"{regime['local_epochs']} local epochs. Bytes are per client and round, everything counted; `A /`, `B /`: "
+            "how many times fewer than that arm's, both ways. Global: on all test images, batch-norm statistics "
+            "recomputed over all clients' images. Personal: on each client's held-out images after the same "
+            f"fine-tuning. The target: {percent(regime['target_share'])} of where A's mean accuracy ends, all clients' "
+            "bytes together.",
+            table(columns, rows),
+            f"± is the deviation over seeds. {paired}{circumstances(document)}",
+        )
+    )
+
+
+def _points(found: dict[str, float]) -> str:
+    return f"{100 * found['mean']:+.2f} ({100 * found['low']:+.2f} to {100 * found['high']:+.2f})"
+
+
 def emulation(document: dict[str, Any]) -> str:
     rows = [
         (
@@ -450,6 +537,9 @@ BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
     "remote": lambda results: remote(json.loads((results / "remote.json").read_text(encoding="utf-8"))),
     "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
+    "communication": lambda results: communication(
+        json.loads((results / "communication.json").read_text(encoding="utf-8"))
+    ),
     "emulation": lambda results: emulation(json.loads((results / "emulation.json").read_text(encoding="utf-8"))),
     "adapt": lambda results: adapted(json.loads((results / "adapt.json").read_text(encoding="utf-8"))),
     "transfer": lambda results: transfer(json.loads((results / "transfer.json").read_text(encoding="utf-8"))),

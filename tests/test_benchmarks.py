@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -33,12 +34,16 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
 
 
+def recorded() -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in (BENCHMARKS / "results").rglob("*") if path.is_file()}
+
+
 def quick(script: str, *arguments: str) -> dict[str, Any]:
     """The JSON document that a quick run ends with; nothing of the recorded results may change."""
-    before = {path: path.read_bytes() for path in (BENCHMARKS / "results").iterdir()}
+    before = recorded()
     done = run(script, "--quick", *arguments)
     assert done.returncode == 0, done.stderr
-    assert {path: path.read_bytes() for path in (BENCHMARKS / "results").iterdir()} == before
+    assert recorded() == before
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert document["quick"] and document["claim"].startswith("Claim: ")
     assert document["machine"]["cpu"] and document["versions"]["onnxruntime"]
@@ -184,6 +189,66 @@ def test_the_search_counts_its_bytes_and_budgets() -> None:
     for level in traffic.values():
         expected = 2 * found["fedavg_message_bytes"] / (level["up_bytes"] + level["down_bytes"])
         assert level["fewer_than_fedavg"] == pytest.approx(expected)
+
+
+def test_federations_are_compared_by_bytes_and_accuracy(tmp_path: Path) -> None:
+    document = quick("communication", "--work", str(tmp_path), "--arms", "A,A2,B,B2,C2,ceiling-1")
+    arms = document["arms"]
+    assert list(arms)[:6] == ["A", "A2", "B", "B2", "C1", "C2"] and arms["C1"] is None
+    names = {f"{level}_{way}" for level in ("payload", "wire") for way in ("up", "down")}
+    names |= {"accuracy_global", "accuracy_personal", "bytes_to_target", "round_s"}
+    for arm in ("A", "A2", "B", "C2", "ceiling-1"):
+        assert names <= set(arms[arm]) and arms[arm]["payload_up"] < arms[arm]["wire_up"]
+        assert 0 <= arms[arm]["accuracy_global"] <= 1 and 0 <= arms[arm]["accuracy_personal"] <= 1
+    assert arms["B2"]["computed"] and arms["B2"]["accuracy_global"] is None
+    assert arms["C2"]["payload_up"] < arms["A2"]["payload_up"] < arms["A"]["payload_up"] < arms["B"]["payload_up"]
+    assert (document["seeds"], document["rounds"], document["clients"]) == ([0], 2, 3)
+    sent = [arms[arm]["wire_up"] + arms[arm]["wire_down"] for arm in ("A", "C2")]
+    assert document["ratios"]["C2/A"]["wire"] == pytest.approx(sent[0] / sent[1])
+    for difference in (document["differences"]["C2-A"][name] for name in ("accuracy_global", "accuracy_personal")):
+        assert difference["low"] <= difference["mean"] <= difference["high"]
+    assert document["ceilings"]["1, seed 0"]["architecture"]
+    kept = {path.name for path in (tmp_path / "results").iterdir()}
+    assert kept == {f"{arm}-0.json" for arm in ("A", "A2", "B", "C2", "ceiling-1")}
+    module = [sys.executable, "-m", "benchmarks.communication", "--report", "--results", str(tmp_path / "results")]
+    other = subprocess.run(module, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+    assert other.returncode == 1 and "of another regime (train_images 300, not 10000; " in other.stderr
+
+
+def test_a_federation_that_is_killed_ends_with_the_same_result(tmp_path: Path) -> None:
+    options = ("--quick", "--rounds", "4", "--seeds", "3")
+    for arm in ("A2", "C2"):
+        straight, killed = tmp_path / f"{arm} straight", tmp_path / f"{arm} killed"
+        assert run("communication", *options, "--arms", arm, "--work", str(straight)).returncode == 0
+        kill_after_first_round([*options, "--arms", arm, "--work", str(killed)])
+        again = run("communication", *options, "--arms", arm, "--work", str(killed))
+        assert again.returncode == 0 and "round 1 of 4" not in again.stderr and "round 4 of 4" in again.stderr
+        results = []
+        for work in (straight, killed):
+            document = json.loads((work / "results" / f"{arm}-3.json").read_text())
+            assert len(document.pop("timing")["round_s"]) == len(document["curve"]) == 4
+            results.append(document)
+        assert results[0] == results[1]
+
+
+def kill_after_first_round(options: list[str]) -> None:
+    command = [sys.executable, str(BENCHMARKS / "communication.py"), *options]
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert any("round 1 of 4" in line for line in process.stderr)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_federations_need_data_to_be_computed(tmp_path: Path) -> None:
+    done = run("communication", "--results", str(tmp_path))
+    assert done.returncode == 0 and "nothing is computed" in done.stderr
+    arms = json.loads(done.stdout.splitlines()[-1])["arms"]
+    assert arms.pop("B2")["payload_up"] == 8_029_000 and set(arms.values()) == {None}
+    unknown = run("communication", "--arms", "A,Z")
+    assert unknown.returncode == 2 and "an arm is one of A, A2, B, B2, C1, C2, or ceiling-CLIENT" in unknown.stderr
 
 
 def test_the_transcript_holds_commands_and_no_place_on_this_machine(tmp_path: Path) -> None:
