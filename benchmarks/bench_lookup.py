@@ -29,9 +29,10 @@ import torch
 from record import Benchmark, summary
 
 from faqs.data import Dataset
-from faqs.preference import METRIC_OF, Preference, reference_costs
+from faqs.pareto import Pareto
+from faqs.preference import METRIC_OF, Preference
 from faqs.supernet import new_supernet
-from faqs.train import Hyperparameters, initial_logits, pareto_loss, random_architecture, train_gates
+from faqs.train import Hyperparameters, expected_costs, initial_logits, random_architecture, train_gates
 from hwcost import (
     INT8,
     CostLayer,
@@ -163,15 +164,17 @@ def measure_training(name: str, table: LookupTable, steps: int, rounds: int, see
     data = random_images(space, steps * settings.batch_size, np.random.default_rng(seed))
     supernet, logits = new_supernet(space, seed), initial_logits(space)
 
-    def step_s(weights: dict[str, float]) -> float:
-        preference = Preference(weights=weights)
-        return seconds(lambda: train_gates(supernet, logits, data, table, preference, settings, generator)) / steps
+    layer = CostLayer(table)
 
-    layer, references = CostLayer(table), reference_costs(table, list(WEIGHTS))
+    def step_s(weights: dict[str, float]) -> float:
+        pareto = Pareto.of("additive", Preference(weights=weights), table, {})
+        return seconds(lambda: train_gates(supernet, logits, data, layer, pareto, settings, generator)) / steps
+
+    weighted = Pareto.of("additive", Preference(weights=WEIGHTS), table, {})
     free = logits.clone().requires_grad_(True)
 
     def costs() -> None:
-        pareto_loss(torch.zeros(()), free, layer, WEIGHTS, references).backward()  # type: ignore[no-untyped-call]
+        weighted(torch.zeros(()), expected_costs(free, layer)).backward()  # type: ignore[no-untyped-call]
 
     for _ in range(20):
         costs()

@@ -53,12 +53,11 @@ def synthetic(space: SearchSpace, kind: str, rng: np.random.Generator) -> Deltas
 
 def trained(space: SearchSpace, seed: int) -> Deltas:
     """What one epoch on the digits changes, from the common seed."""
-    fields = TrainingConfig().model_dump(exclude={"hysteresis", "personal_epochs"})
-    settings = Hyperparameters(**{**fields, "local_epochs": 1})
+    settings = Hyperparameters.of({**TrainingConfig().model_dump(), "local_epochs": 1})
     supernet = new_supernet(space, seed)
     before = shared_arrays(supernet)
     generator = torch.Generator().manual_seed(seed)
-    train_weights(supernet, space.largest, load_dataset("digits"), settings, settings.learning_rate, False, generator)
+    train_weights(supernet, space.largest, load_dataset("digits"), settings, settings.learning_rate, 0.0, generator)
     after = shared_arrays(supernet)
     return {name: (after[name] - before[name]).reshape(-1) for name in before}
 

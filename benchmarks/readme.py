@@ -210,6 +210,30 @@ def wire(document: dict[str, Any]) -> str:
     )
 
 
+def steps(document: dict[str, Any]) -> str:
+    columns = ("a step of", "against", "median", "times as long", "times the memory")
+    rows = [
+        (
+            one["step"],
+            one["against"],
+            f"{one['ms']['median']:.0f} ms",
+            f"{one['ratio']['median']:.2f} ({one['ratio']['least']:.2f} to {one['ratio']['most']:.2f})",
+            f"{one['memory']:.2f}",
+        )
+        for one in document["steps"]
+    ]
+    return "\n\n".join(
+        (
+            f"{document['batch']} images forward, backward and update, one thread, in turn with the same network in "
+            "plain float. `supernet NAME`: every block takes that choice, in 8 bits, on slices of the shared weights; "
+            "`gates`: straight-through samples over all choices; memory is the peak of a process less that of its "
+            "imports.",
+            table(columns, rows),
+            circumstances(document),
+        )
+    )
+
+
 def transfer(document: dict[str, Any]) -> str:
     columns = ("new device", "HELP", "from 10", "from 20", "ceiling", "one factor", "operations", "error from 10",
                "its ceiling", "noise", "one factor, error", "in its interval")  # fmt: skip
@@ -540,6 +564,7 @@ BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "communication": lambda results: communication(
         json.loads((results / "communication.json").read_text(encoding="utf-8"))
     ),
+    "step": lambda results: steps(json.loads((results / "step.json").read_text(encoding="utf-8"))),
     "emulation": lambda results: emulation(json.loads((results / "emulation.json").read_text(encoding="utf-8"))),
     "adapt": lambda results: adapted(json.loads((results / "adapt.json").read_text(encoding="utf-8"))),
     "transfer": lambda results: transfer(json.loads((results / "transfer.json").read_text(encoding="utf-8"))),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from faqs.errors import ConfigError
+from faqs.pareto import Form
 from faqs.preference import Preference, parse_budget
 from hwcost import InvalidSpaceError, SearchSpace, Stage, UnsupportedPrecisionError
 
@@ -59,15 +60,19 @@ class TrainingConfig(BaseModel):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
     explore_share: float = Field(default=0.5, ge=0, le=1)
+    nested_share: float = Field(default=0.5, ge=0, le=1)
     distil: bool = True
+    keep_weight: float = Field(default=1.0, ge=0)
     rule: Literal["losses", "logits", "norms"] = "losses"
+    pareto: Form = "additive"
     scored_images: int = Field(default=256, ge=2)
     gate_learning_rate: float = Field(default=0.05, gt=0)
     gate_share: float = Field(default=0.5, ge=0)
     gate_temperature: float = Field(default=1.0, gt=0)
     flips: bool = False
     shift: int = Field(default=0, ge=0, le=64)
-    hysteresis: float = Field(default=0.1, ge=0)
+    common_share: float = Field(default=1.0, ge=0, le=1)
+    hysteresis: float = Field(default=0.5, ge=0)
     personal_epochs: int = Field(default=8, ge=0)
 
 
@@ -78,6 +83,16 @@ class WireConfig(BaseModel):
 
     relative_step_up: float = Field(default=1.0, ge=0, le=8)
     relative_step_down: float = Field(default=1.0, ge=0, le=8)
+
+
+class ServerConfig(BaseModel):
+    """How the server takes the clients' mean: as the step itself, or as the gradient of an optimiser."""
+
+    model_config = _STRICT
+
+    optimiser: Literal["plain", "momentum", "adam"] = "plain"
+    learning_rate: float = Field(default=1.0, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
 class SearchConfig(BaseModel):
@@ -93,12 +108,12 @@ class SearchConfig(BaseModel):
     warmup_rounds: int | None = Field(default=None, ge=0)
     frozen_rounds: int | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    server_learning_rate: float = Field(default=1.0, gt=0)
     profiles: list[str] = []
     budget: dict[str, str] = {}
     weights: dict[str, float] = {}
     training: TrainingConfig = TrainingConfig()
     wire: WireConfig = WireConfig()
+    server: ServerConfig = ServerConfig()
     space: SpaceConfig | None = None
     client: Annotated[list[ClientConfig], Field(max_length=10_000)] = []
 
@@ -112,6 +127,22 @@ class SearchConfig(BaseModel):
         """The first round in which decisions no longer change: the last 20 % are frozen unless given."""
         frozen = self.frozen_rounds if self.frozen_rounds is not None else round(0.2 * self.rounds)
         return max(self.warmup, self.rounds - frozen)
+
+    def trains_gates(self, number: int) -> bool:
+        """Whether a client trains gate logits in this round, as only the rule `logits` does."""
+        return self.training.rule == "logits" and (1 <= number < self.search_end or number == self.warmup - 1)
+
+    def scores(self, number: int) -> bool:
+        """Whether a client scores its choices in this round: once, a round before it decides, so that all clients'
+        scores have been averaged by then; with gates, whose scores cost nothing, in every round from there on."""
+        first = max(self.warmup - 2, 0)
+        return number == first or (self.training.rule == "logits" and first < number < self.search_end)
+
+    def decides(self, number: int) -> bool:
+        """Whether clients decide at the end of this round: once, or with gates in every round of the search. One that
+        has missed it decides when it is back."""
+        first = max(self.warmup - 1, 0)
+        return number == first or (self.training.rule == "logits" and first < number < self.search_end)
 
     def client_config(self, index: int) -> ClientConfig:
         """A client's own table over what is said for all; profiles are dealt in turn."""

@@ -21,8 +21,9 @@ from faqs.config import SearchConfig, config_from_json
 from faqs.data import ClientData, Dataset, client_data, load_dataset
 from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
 from faqs.errors import RunError, WireError
-from faqs.preference import Preference, cost_penalties, over_budget, project
-from faqs.scoring import Scores, logit_scores, loss_scores, norm_scores, with_hysteresis
+from faqs.pareto import Pareto
+from faqs.preference import Preference, changed_costs, over_budget, project
+from faqs.scoring import Scores, in_spreads, logit_scores, loss_scores, norm_scores, with_hysteresis
 from faqs.supernet import (
     SuperNet,
     decide,
@@ -36,14 +37,15 @@ from faqs.train import (
     Hyperparameters,
     accuracy,
     batches,
+    expected_costs,
     fine_tune,
     initial_logits,
     keep_freed_memory,
     train_gates,
     train_weights,
 )
-from faqs.wire import Header, WireMessage, decode, encode, read_header
-from hwcost import Architecture, BlockChoice, LookupTable, pack, unpack
+from faqs.wire import Header, JsonValue, WireMessage, decode, encode, read_header
+from hwcost import Architecture, BlockChoice, CostLayer, LookupTable, pack, unpack
 
 PRIOR_SHARE = 0.25
 """How much the slight preference for more weights and bits counts beside measured losses: it decides between choices
@@ -64,8 +66,7 @@ class Assignment:
 
     @cached_property
     def settings(self) -> Hyperparameters:
-        fields = self.config.training.model_dump(exclude={"rule", "scored_images", "hysteresis", "personal_epochs"})
-        return Hyperparameters(**fields)
+        return Hyperparameters.of(self.config.training.model_dump())
 
     def data(self) -> ClientData:
         """Raises `DataError`."""
@@ -94,17 +95,23 @@ _read_assignment = lru_cache(maxsize=64)(Assignment.from_json)
 
 @dataclass
 class Participant:
-    """One client's state. `logits`: float32 [blocks, choices], of gates where these are trained; `scores`: float64 of
-    that shape, by which the next decision is taken; `decision` is the architecture of the next round;
-    `personal` the decided network's state after `finalise`, else empty."""
+    """One client's state.
+
+    `logits`: float32 [blocks, choices], of gates where these are trained; `scores`: float64 of that shape, the client's
+    own, and `common` the federation's mean in spreads, once there are any; `multipliers` those of its budgets;
+    `decision` is the architecture of the next round; `personal` the decided network's state after `finalise`, else
+    empty.
+    """
 
     assignment: Assignment
     reference: Arrays
     residual: Arrays
     local: Arrays
     logits: torch.Tensor
-    scores: Scores
     decision: Architecture
+    scores: Scores | None = None
+    common: Scores | None = None
+    multipliers: dict[str, float] = field(default_factory=dict)
     personal: Arrays = field(default_factory=dict)
 
     @classmethod
@@ -115,9 +122,7 @@ class Participant:
         reference = shared_arrays(supernet)
         residual = {name: np.zeros_like(value) for name, value in reference.items()}
         local = {name: value.detach().numpy().copy() for name, value in local_tensors(supernet).items()}
-        logits = initial_logits(table.space)
-        scores = logit_scores(logits, table.space)
-        return cls(assignment, reference, residual, local, logits, scores, first_decision(assignment))
+        return cls(assignment, reference, residual, local, initial_logits(table.space), first_decision(assignment))
 
     def train(self, round_number: int, blob: bytes) -> bytes:
         """One round: take the server's difference, train, send back the coded difference of the active coordinates.
@@ -129,9 +134,8 @@ class Participant:
         cuts = shared_cuts(table.space, self.decision)
         supernet, data, draw = self._supernet(), self.assignment.data(), self._generator(round_number)
         rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * round_number / config.rounds))
-        loss = train_weights(
-            supernet, self.decision, data.train, settings, rate, round_number < config.warmup, draw("weights")
-        )
+        explore_share = settings.explore_share if round_number < config.warmup else settings.nested_share
+        loss = train_weights(supernet, self.decision, data.train, settings, rate, explore_share, draw("weights"))
         trained = take(shared_arrays(supernet), cuts)
         wanted = {
             name: trained[name] - known + self.residual[name][cuts[name]].reshape(-1)
@@ -143,15 +147,19 @@ class Participant:
             if name in cuts:
                 left = wanted[name] - tensors[name].dequantise()
                 residual[cuts[name]] = left.reshape(residual[cuts[name]].shape)
-        if config.training.rule == "logits" and (
-            1 <= round_number < config.search_end or round_number == config.warmup - 1
-        ):
-            self.logits = train_gates(
-                supernet, self.logits, data.train, table, self.assignment.preference, settings, draw("gates")
-            )
-        if config.warmup - 1 <= round_number < config.search_end:
-            self._score(supernet, data.train, draw("scores"))
-            self._decide(standing=self.decision if round_number >= config.warmup else None)
+        if config.trains_gates(round_number):
+            costs, pareto = CostLayer(table), self._pareto()
+            self.logits = train_gates(supernet, self.logits, data.train, costs, pareto, settings, draw("gates"))
+            reached = {metric: float(cost) for metric, cost in expected_costs(self.logits, costs).items()}
+            self.multipliers = dict(pareto.raised(reached).multipliers)
+        told: Header = {}
+        late = round_number >= config.warmup and self.decision == table.space.largest
+        decides = config.decides(round_number) or late
+        if config.scores(round_number) or (decides and self.scores is None):
+            self.scores = self._score(supernet, data.train, draw("scores"))
+            told["scores"] = written_scores(in_spreads(self.scores, table.space)[0])
+        if decides:
+            self._decide(standing=self.decision if round_number >= config.warmup and not late else None)
         self.local = {name: value.detach().numpy().copy() for name, value in local_tensors(supernet).items()}
         judged = decide(supernet, self.decision)
         recalibrate(judged, (images for images, _ in batches(data.train, 64, draw("statistics"))), judged)
@@ -162,7 +170,7 @@ class Participant:
             "loss": float(np.float32(loss)),
             "accuracy": accuracy(judged, data.held_out),
         }
-        return encode(WireMessage(header, tensors))
+        return encode(WireMessage(header | told, tensors))
 
     def finalise(self, round_number: int, blob: bytes) -> bytes:
         """Take the last difference, cut the decided network out, personalise and keep it; only its score is sent."""
@@ -182,24 +190,49 @@ class Participant:
         }
         return encode(WireMessage(header, {}))
 
-    def _score(self, supernet: SuperNet, data: Dataset, generator: torch.Generator) -> None:
-        """Judge every choice of every block by the configured rule."""
+    def _score(self, supernet: SuperNet, data: Dataset, generator: torch.Generator) -> Scores:
+        """What the configured rule says of every choice of every block."""
         training = self.assignment.config.training
         if training.rule == "logits":
-            self.scores = logit_scores(self.logits, supernet.space)
-        elif training.rule == "norms":
-            self.scores = norm_scores(supernet)
-        else:
-            steps = math.ceil(training.scored_images / 64)
-            penalties = cost_penalties(self.assignment.table, self.assignment.preference)
-            found = loss_scores(supernet, itertools.islice(batches(data, 64, generator), steps), penalties)
-            self.scores = found + PRIOR_SHARE * logit_scores(initial_logits(supernet.space), supernet.space)
+            return logit_scores(self.logits, supernet.space)
+        if training.rule == "norms":
+            return norm_scores(supernet)
+        steps = math.ceil(training.scored_images / 64)
+        return loss_scores(supernet, itertools.islice(batches(data, 64, generator), steps))
 
     def _decide(self, standing: Architecture | None) -> None:
-        """Take the best-scoring architecture within the budgets; raises `BudgetError` if there is none."""
-        table, hysteresis = self.assignment.table, self.assignment.config.training.hysteresis
-        scores = with_hysteresis(self.scores, standing, table.space, hysteresis)
-        self.decision = project(scores, table, self.assignment.preference, str(self.assignment.client))
+        """Take the best-scoring architecture within the budgets, by the client's own scores and the federation's mean;
+        raises `BudgetError` if there is none."""
+        table, training = self.assignment.table, self.assignment.config.training
+        space, client = table.space, str(self.assignment.client)
+        prior, _ = in_spreads(logit_scores(initial_logits(space), space), space)
+        if self.scores is None:
+            scores = prior
+        else:
+            scores, spread = in_spreads(self.scores, space)
+            if self.common is not None:
+                scores = (1 - training.common_share) * scores + training.common_share * self.common
+            if training.rule == "losses":  # gates are trained on costs and losses together; norms know no loss
+                scores = self._with_costs(spread * scores) / spread
+            scores = scores + PRIOR_SHARE * prior
+        scores = with_hysteresis(scores, standing, space, training.hysteresis)
+        self.decision = project(scores, table, self.assignment.preference, client)
+
+    def _pareto(self) -> Pareto:
+        form = self.assignment.config.training.pareto
+        return Pareto.of(form, self.assignment.preference, self.assignment.table, self.multipliers)
+
+    def _with_costs(self, scores: Scores) -> Scores:
+        """Minus the Pareto function of every single change of the largest network, given what it does to the loss:
+        minus `scores`, in nats, of which only differences within a block count."""
+        table, pareto = self.assignment.table, self._pareto()
+        if self.scores is None or not pareto.asks:
+            return scores
+        largest = [table.space.columns[choice] for choice in table.space.largest]
+        rows = np.arange(len(largest))
+        losses = scores[rows, largest][:, None] - scores - self.scores[rows, largest][:, None]
+        costs = {metric: torch.from_numpy(values) for metric, values in changed_costs(table).items()}
+        return np.where(table.legal, -pareto(torch.from_numpy(losses), costs).numpy(), 0.0)
 
     def _receive(self, blob: bytes, round_number: int) -> None:
         decision = read_decision(read_header(blob), self.assignment.table)  # the server's word: it knows what it got
@@ -213,6 +246,8 @@ class Participant:
                 f"in round {round_number}: the client starts over from the seed"
             )
         self.reference, self.decision = updated, decision
+        if "scores" in message.header:
+            self.common = read_scores(message.header, self.assignment.table)
 
     def _supernet(self) -> SuperNet:
         keep_freed_memory()
@@ -234,10 +269,13 @@ class Participant:
 
     def to_bytes(self) -> bytes:
         """The state as one safetensors document."""
-        arrays: dict[str, NDArray[Any]] = {"logits": self.logits.numpy(), "scores": self.scores}
+        arrays: dict[str, NDArray[Any]] = {"logits": self.logits.numpy()}
+        said = (("scores", self.scores), ("common", self.common))
+        arrays |= {name: value for name, value in said if value is not None}
         for group in ("reference", "residual", "local", "personal"):
             arrays.update({f"{group}/{name}": value for name, value in getattr(self, group).items()})
-        head = {"assignment": self.assignment.to_json(), "decision": [str(choice) for choice in self.decision]}
+        decision = [str(choice) for choice in self.decision]
+        head = {"assignment": self.assignment.to_json(), "decision": decision, "multipliers": self.multipliers}
         return pack(json.dumps(head), arrays)
 
     @classmethod
@@ -259,8 +297,18 @@ class Participant:
         order = list(shared_cuts(assignment.table.space, assignment.table.space.largest))
         for group in ("reference", "residual"):
             groups[group] = {name: groups[group][name] for name in order}
-        logits, scores = torch.from_numpy(arrays["logits"].copy()), arrays["scores"].copy()
-        return cls(assignment, logits=logits, scores=scores, decision=decision, **groups)
+        scores, common = (arrays[name].copy() if name in arrays else None for name in ("scores", "common"))
+        logits = torch.from_numpy(arrays["logits"].copy())
+        multipliers = {str(name): float(value) for name, value in head["multipliers"].items()}
+        return cls(
+            assignment,
+            logits=logits,
+            decision=decision,
+            scores=scores,
+            common=common,
+            multipliers=multipliers,
+            **groups,
+        )
 
 
 def read_decision(header: Header, table: LookupTable) -> Architecture:
@@ -273,6 +321,24 @@ def read_decision(header: Header, table: LookupTable) -> Architecture:
         if type(index) is not int or not 0 <= index < choices or not table.legal[block, index]:
             raise WireError(f"block {block} takes a legal choice by its index below {choices}, got {index!r}")
     return tuple(table.space.choices[index] for index in indices if isinstance(index, int))
+
+
+def written_scores(scores: Scores) -> list[JsonValue]:
+    """Scores as whole numbers, sixteenths of their spread up to 8 spreads: a row of choices for each block."""
+    rows: list[JsonValue] = np.clip(np.round(16 * scores), -128, 128).astype(int).tolist()
+    return rows
+
+
+def read_scores(header: Header, table: LookupTable) -> Scores:
+    """The scores [blocks, choices] that a header holds; raises `WireError`."""
+    rows, (blocks, choices) = header.get("scores"), table.legal.shape
+    if not isinstance(rows, list) or len(rows) != blocks:
+        raise WireError(f"scores are a row for each of {blocks} blocks, got {rows!r:.80}")
+    for row in rows:
+        whole = isinstance(row, list) and all(type(value) is int and -128 <= value <= 128 for value in row)
+        if not whole or not isinstance(row, list) or len(row) != choices:
+            raise WireError(f"a row of scores has {choices} whole numbers within 128, got {row!r:.80}")
+    return np.array(rows, dtype=np.float64) / 16
 
 
 def first_decision(assignment: Assignment) -> Architecture:

@@ -185,13 +185,11 @@ def reference_costs(table: LookupTable, names: Sequence[str]) -> dict[str, float
     return {name: cost[METRIC_OF[name]] for name in names}
 
 
-def cost_penalties(table: LookupTable, preference: Preference) -> NDArray[np.float64]:
-    """sum_i w_i log(cost_i / reference_i) of the largest network with one block changed, [blocks, choices]: the Pareto
-    function's second half for scores that change one block at a time; zero where illegal."""
+def changed_costs(table: LookupTable) -> dict[str, NDArray[np.float64]]:
+    """By metric, the cost of the largest network with one block changed, [blocks, choices]; unchanged where illegal."""
     largest = [table.space.columns[choice] for choice in table.space.largest]
-    penalties = np.zeros(table.legal.shape)
-    for name, reference in reference_costs(table, list(preference.weights)).items():
-        values = table.values[METRIC_OF[name]]
-        changed = reference + values - values[np.arange(len(largest)), largest][:, None]
-        penalties += preference.weights[name] * np.log(np.where(table.legal, changed, reference) / reference)
-    return penalties
+    whole, rows = table.cost(table.space.largest), np.arange(len(largest))
+    return {
+        metric: np.where(table.legal, whole[metric] + values - values[rows, largest][:, None], whole[metric])
+        for metric, values in table.values.items()
+    }

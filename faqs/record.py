@@ -19,7 +19,7 @@ from faqs.ledger import Ledger
 from faqs.preference import METRIC_OF
 from faqs.prepare import Device
 from faqs.runs import RunFolder
-from hwcost import METRICS, Architecture, BlockChoice, HwcostError, LookupTable
+from hwcost import METRICS, Architecture, BlockChoice, Conv, HwcostError, LookupTable
 
 _Document_T = TypeVar("_Document_T")
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -113,9 +113,12 @@ class RunRecord:
 
     @cached_property
     def fedavg_round_bytes(self) -> int:
-        """One round of FedAvg in float over the same largest network: 4 bytes a weight, both ways, every client."""
+        """One round of FedAvg in float over the same largest network: 4 bytes a weight, both ways, every client. Batch
+        norm's scales and shifts count, its statistics do not, as in the search."""
         space = self.clients[0].table.space
-        shared = sum(op.weights for op, _ in space.layers(space.largest)) + space.classes  # the classifier's bias
+        layers = [op for op, _ in space.layers(space.largest)]
+        norms = sum(2 * op.out_channels for op in layers if isinstance(op, Conv))
+        shared = sum(op.weights for op in layers) + norms + space.classes  # the classifier's bias
         return 4 * shared * 2 * len(self.clients)
 
     @property

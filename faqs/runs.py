@@ -23,7 +23,8 @@ from faqs.strategy import ServerState
 from hwcost import BlockChoice, LookupTable, pack, unpack, write_atomically
 
 # 1: first version.
-RUN_VERSION = 1
+# 2: the server carries scores of choices; clients keep theirs.
+RUN_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class RunFolder:
         """Replace the checkpoint, then the documents that people read and that follow from it."""
         state = checkpoint.state
         arrays: dict[str, NDArray[Any]] = {f"weights/{name}": value for name, value in state.weights.items()}
+        for moment in ("first", "second"):
+            arrays.update({f"{moment}/{name}": value for name, value in getattr(state, moment).items()})
         for client, reference in enumerate(state.references):
             arrays.update({f"reference/{client}/{name}": value for name, value in reference.items()})
         arrays.update({f"node/{node}": np.frombuffer(data, np.uint8) for node, data in checkpoint.nodes.items()})
@@ -137,6 +140,7 @@ class RunFolder:
             "decisions": [[str(choice) for choice in decision] for decision in state.decisions],
             "lost": sorted(checkpoint.lost),
             "names": list(state.weights),
+            "scores": state.scores,
             "ledger": checkpoint.ledger.to_json(),
             "reports": [asdict(report) for report in checkpoint.reports],
         }
@@ -164,6 +168,8 @@ class RunFolder:
                 [tuple(map(BlockChoice.parse, decision)) for decision in head["decisions"]],
                 [int(count) for count in head["samples"]],
                 int(head["round"]),
+                head["scores"],
+                *(_moments(arrays, moment) for moment in ("first", "second")),
             )
             return Checkpoint(
                 state,
@@ -186,6 +192,11 @@ class RunFolder:
 
 def _group(arrays: Mapping[str, NDArray[Any]], prefix: str, names: Sequence[str]) -> Arrays:
     return {name: arrays[f"{prefix}/{name}"].copy() for name in names}
+
+
+def _moments(arrays: Mapping[str, NDArray[Any]], moment: str) -> Arrays:
+    start = f"{moment}/"
+    return {name.removeprefix(start): value.copy() for name, value in arrays.items() if name.startswith(start)}
 
 
 def _report(fields: Mapping[str, Any]) -> RoundReport:

@@ -8,7 +8,8 @@
   not matter: the test of Single-Path NAS (arXiv 1904.02877), made free of scale, without its thresholds (the budget
   takes their place).
 
-Scores are in units of their own spread over the legal choices of the network, so that hysteresis means the same in all.
+`in_spreads` puts scores in units of their own spread over the legal choices of the network, in which clients' scores
+can be averaged and hysteresis means the same for all rules.
 """
 
 from collections.abc import Iterable
@@ -35,12 +36,13 @@ def legal_mask(space: SearchSpace) -> NDArray[np.bool_]:
 
 def logit_scores(logits: Tensor, space: SearchSpace) -> Scores:
     """Log-probabilities of free gate logits [blocks, choices], -inf where illegal."""
-    return _in_spreads(torch.log_softmax(logits.detach().double(), dim=1).numpy(), space)
+    found = torch.log_softmax(logits.detach().double(), dim=1).numpy()
+    return np.where(legal_mask(space), found, 0.0)
 
 
 @torch.no_grad()
-def loss_scores(supernet: SuperNet, batches: Iterable[tuple[Tensor, Tensor]], penalties: Scores) -> Scores:
-    """Minus the mean loss over `batches` (images, labels) with one block changed at a time, and minus `penalties`.
+def loss_scores(supernet: SuperNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
+    """Minus the mean loss over `batches` (images, labels), in nats, with one block changed at a time.
 
     Normalised by each batch's own statistics, like training; the network is left unchanged. The blocks before the
     changed one are computed once.
@@ -60,7 +62,7 @@ def loss_scores(supernet: SuperNet, batches: Iterable[tuple[Tensor, Tensor]], pe
         count += len(labels)
     supernet.load_state_dict(before)
     supernet.train(was_training)
-    return _in_spreads(scores / max(count, 1) - penalties, space)
+    return scores / max(count, 1)
 
 
 @torch.no_grad()
@@ -91,7 +93,17 @@ def norm_scores(supernet: SuperNet) -> Scores:
                     + errors[0]
                     - errors[space.weight_bits.index(choice.weight_bits)]
                 )
-    return _in_spreads(scores, space)
+    return scores
+
+
+def in_spreads(scores: Scores, space: SearchSpace) -> tuple[Scores, float]:
+    """Each block's scores less their mean, over the standard deviation of all of them, which is returned, too (1 where
+    all are alike)."""
+    legal = legal_mask(space)
+    means = np.where(legal, scores, 0.0).sum(axis=1, keepdims=True) / legal.sum(axis=1, keepdims=True)
+    centred = np.where(legal, scores - means, 0.0)
+    spread = float(np.sqrt(np.square(centred).sum() / legal.sum())) or 1.0
+    return centred / spread, spread
 
 
 def with_hysteresis(scores: Scores, decided: Architecture | None, space: SearchSpace, hysteresis: float) -> Scores:
@@ -104,12 +116,3 @@ def with_hysteresis(scores: Scores, decided: Architecture | None, space: SearchS
 
 def _rms(values: Tensor) -> float:
     return float(values.double().square().mean().sqrt()) if values.numel() else 0.0
-
-
-def _in_spreads(scores: Scores, space: SearchSpace) -> Scores:
-    """Each block's scores from its own mean, over the standard deviation of all; zero where illegal."""
-    legal = legal_mask(space)
-    counts = legal.sum(axis=1, keepdims=True)
-    centred = np.where(legal, scores - np.where(legal, scores, 0.0).sum(axis=1, keepdims=True) / counts, 0.0)
-    spread = float(np.sqrt(np.square(centred).sum() / counts.sum()))
-    return centred / spread if spread > 0 else centred

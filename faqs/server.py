@@ -20,8 +20,9 @@ from faqs.config import SearchConfig
 from faqs.engine import count_bytes, wire_bytes
 from faqs.errors import FaqsError, RunError, WireError
 from faqs.ledger import Direction, Entry, Kind, Ledger
-from faqs.participant import Assignment, first_decision, read_decision
+from faqs.participant import Assignment, first_decision, read_decision, read_scores, written_scores
 from faqs.runs import RoundReport
+from faqs.scoring import Scores
 from faqs.strategy import ServerState, Update, aggregate, downlink, expected_lengths, forget_client, ideal_bytes
 from faqs.supernet import shared_cuts
 from faqs.wire import Header, decode
@@ -48,6 +49,7 @@ class _Trained:
 
     update: Update
     decision: Architecture
+    scores: Scores | None
     loss: float
     accuracy: float
 
@@ -107,11 +109,12 @@ class Server:
         if not trained:
             reasons = "; ".join(f"client {client}: {reason}" for client, reason in refused.items())
             raise FaqsError(f"a round needs one usable update, got none in round {number}: {reasons}")
-        coverage = aggregate(
-            state.weights, [reply.update for reply in trained.values()], self.config.server_learning_rate
-        )
+        coverage = aggregate(state, [reply.update for reply in trained.values()], self.config.server)
         for client, reply in trained.items():
             state.decisions[client] = reply.decision
+        said = [(reply.scores, reply.update.samples) for reply in trained.values() if reply.scores is not None]
+        mean = np.average([one for one, _ in said], axis=0, weights=[count for _, count in said]) if said else None
+        state.scores = None if mean is None else written_scores(mean)
         federation.lost = set(refused)
         state.round += 1
         samples = [reply.update.samples for reply in trained.values()]
@@ -157,6 +160,7 @@ class Server:
         return _Trained(
             Update(client, state.samples[client], cuts, message.tensors),
             read_decision(message.header, self._tables[client]),
+            read_scores(message.header, self._tables[client]) if "scores" in message.header else None,
             _number(message.header, "loss"),
             _number(message.header, "accuracy"),
         )

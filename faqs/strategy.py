@@ -1,29 +1,40 @@
 """The server's side of the numbers: what it sends to whom, and how masked updates are averaged per element.
 
 W_j += eta * sum_k a_k m_kj d_kj / sum_k a_k m_kj with a_k the samples of client k and m_kj its mask (our design): a
-coordinate that nobody sent stays as it was, and how many were trained by anyone is reported as coverage.
+coordinate that nobody sent stays as it was, and how many were trained by anyone is reported as coverage. The mean can
+be taken as the gradient of a server optimiser instead.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from faqs.config import ServerConfig
 from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
 from faqs.supernet import Cut, new_supernet, shared_cuts
-from faqs.wire import JsonValue, Tensor, WireMessage, encode
+from faqs.wire import Header, JsonValue, Tensor, WireMessage, encode
 from hwcost import Architecture, SearchSpace
+
+_SECOND, _ADAPTIVITY = np.float32(0.99), np.float32(1e-3)
+"""FedAdam's beta_2 and tau."""
 
 
 @dataclass
 class ServerState:
-    """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's."""
+    """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's;
+    `scores` the mean of what the clients said of their choices last, as it is written in a message; `first`, `second`:
+    moments of the server's optimiser, by weights, where it has any."""
 
     weights: Arrays
     references: list[Arrays]
     decisions: list[Architecture]
     samples: list[int]
     round: int = 0
+    scores: list[JsonValue] | None = None
+    first: Arrays = field(default_factory=dict)
+    second: Arrays = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -54,7 +65,10 @@ def downlink(state: ServerState, space: SearchSpace, client: int, relative_step:
     tensors = code(behind, relative_step)
     add(reference, cuts, tensors)
     decision: list[JsonValue] = [space.choices.index(choice) for choice in state.decisions[client]]
-    return encode(WireMessage({"round": state.round, "digest": digest(reference), "decision": decision}, tensors))
+    header: Header = {"round": state.round, "digest": digest(reference), "decision": decision}
+    if state.scores is not None:
+        header["scores"] = state.scores
+    return encode(WireMessage(header, tensors))
 
 
 def forget_client(state: ServerState, space: SearchSpace, seed: int, client: int) -> None:
@@ -80,10 +94,15 @@ def ideal_bytes(state: ServerState, space: SearchSpace, client: int) -> float:
     return sum(lengths[name] * bits[name] for name in lengths) / 8
 
 
-def aggregate(weights: Arrays, updates: Sequence[Update], learning_rate: float) -> float:
-    """Move `weights` by the updates, in place; returns the share of coordinates that somebody trained."""
+def aggregate(state: ServerState, updates: Sequence[Update], server: ServerConfig) -> float:
+    """Move the weights by the updates, in place; returns the share of coordinates that somebody trained.
+
+    With D the mean of what was sent, per coordinate and weighted by samples: `plain` adds eta D; `momentum` (FedAvgM,
+    arXiv 1909.06335) v = beta v + D and adds eta v; `adam` (FedAdam, arXiv 2003.00295) m = beta m + (1 - beta) D,
+    s = 0.99 s + 0.01 D^2 and adds eta m / (sqrt(s) + 0.001). What nobody sent stays as it is, its moments too.
+    """
     covered = total = 0
-    for name, value in weights.items():
+    for name, value in state.weights.items():
         moved, mass = np.zeros_like(value), np.zeros_like(value)
         for update in updates:
             if name in update.cuts:
@@ -92,7 +111,24 @@ def aggregate(weights: Arrays, updates: Sequence[Update], learning_rate: float) 
                 view += update.samples * update.tensors[name].dequantise().reshape(view.shape)
                 mass[cut] += update.samples
         touched = mass > 0
-        value += np.where(touched, learning_rate * moved / np.maximum(mass, 1e-12), 0).astype(np.float32)
+        mean = moved[touched] / mass[touched]
+        value[touched] += np.float32(server.learning_rate) * _step(state, name, touched, mean, server)
         covered += int(touched.sum())
         total += value.size
     return covered / total
+
+
+def _step(
+    state: ServerState, name: str, touched: NDArray[np.bool_], mean: NDArray[np.float32], server: ServerConfig
+) -> NDArray[np.float32]:
+    """The direction of the touched coordinates of one tensor; moves their moments."""
+    if server.optimiser == "plain":
+        return mean
+    share = np.float32(1.0 if server.optimiser == "momentum" else 1.0 - server.momentum)
+    first = state.first.setdefault(name, np.zeros_like(state.weights[name]))
+    first[touched] = np.float32(server.momentum) * first[touched] + share * mean
+    if server.optimiser == "momentum":
+        return first[touched]
+    second = state.second.setdefault(name, np.zeros_like(state.weights[name]))
+    second[touched] = _SECOND * second[touched] + (1 - _SECOND) * np.square(mean)
+    return np.asarray(first[touched] / (np.sqrt(second[touched]) + _ADAPTIVITY), np.float32)

@@ -1,11 +1,15 @@
 """A client's local work, free of any federation: training shared weights and gates, and judging a network.
 
-Weights learn on the decided path; in the warm-up, random members of the space are trained in between (after the
-sandwich rule of arXiv 1903.05134), so that no choice is judged on weights that never worked together. Gates learn from
-straight-through samples on batches of their own while the weights stand still (first-order DARTS, arXiv 1806.09055).
+Weights learn on the decided path, held to what the federation's weights said at the start of the round. Random networks
+inside it are trained in between (after the sandwich rule of arXiv 1903.05134): in the warm-up so that no choice is
+judged on weights that never worked together, afterwards so that what large networks share with small ones of other
+clients still serves these. Gates learn from straight-through samples on batches of their own while the weights stand
+still (first-order DARTS, arXiv 1806.09055).
 """
 
+import copy
 import ctypes
+import dataclasses
 import itertools
 import math
 import sys
@@ -20,19 +24,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from faqs.data import Dataset
-from faqs.preference import METRIC_OF, Preference, reference_costs
+from faqs.pareto import Pareto
 from faqs.superkernel import Gates
 from faqs.supernet import DecidedNet, SuperNet, recalibrate, shared_tensors
-from hwcost import SKIP, Architecture, CostLayer, LookupTable, SearchSpace
+from hwcost import SKIP, Architecture, CostLayer, SearchSpace
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
     """Of one client's local round.
 
-    `explore_share`: of the warm-up's steps that also train a random member; with `distil` towards what the full
+    `explore_share`: of the warm-up's steps that also train a random member; `nested_share`: of later steps that also
+    train a random part of the decided network, for clients with smaller ones; with `distil` towards what the larger
     network says of the same images (in-place distillation, arXiv 1903.05134), else towards the labels. `gate_share`
-    gate steps are taken per weight step where gates are trained at all. `flips`, `shift`: see `augmented`.
+    gate steps are taken per weight step where gates are trained at all. `keep_weight`: of the loss that holds a client
+    to what the federation knows, see `not_true_distillation`. `flips`, `shift`: see `augmented`.
     """
 
     batch_size: int = 32
@@ -41,12 +47,19 @@ class Hyperparameters:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     explore_share: float = 0.5
+    nested_share: float = 0.5
     distil: bool = True
+    keep_weight: float = 1.0
     gate_learning_rate: float = 0.05
     gate_share: float = 0.5
     gate_temperature: float = 1.0
     flips: bool = False
     shift: int = 0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Hyperparameters":
+        """Those among the fields of a configuration."""
+        return cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
 
 
 @cache
@@ -72,15 +85,16 @@ def batches(data: Dataset, size: int, generator: torch.Generator) -> Iterator[tu
 def augmented(images: Tensor, flips: bool, shift: int, generator: torch.Generator) -> Tensor:
     """Each image [n, channels, height, width] mirrored with probability 1/2 where `flips`, and moved by -`shift` to
     `shift` pixels along both axes, zeros moving in."""
+    if not flips and not shift:
+        return images
     count, _, height, width = images.shape
-    if flips:
-        mirrored = torch.rand(count, generator=generator) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if shift:
-        padded = functional.pad(images, (shift,) * 4)
-        moves = torch.randint(2 * shift + 1, (count, 2), generator=generator).tolist()
-        images = torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, moves, strict=True)])
-    return images
+    down, right = torch.randint(2 * shift + 1, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < (0.5 if flips else 0.0)
+    columns = torch.arange(width).expand(count, width)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + right[:, None]
+    rows = torch.arange(height) + down[:, None]
+    padded = functional.pad(images, (shift,) * 4).permute(0, 2, 3, 1)
+    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def initial_logits(space: SearchSpace) -> Tensor:
@@ -95,13 +109,32 @@ def initial_logits(space: SearchSpace) -> Tensor:
     return logits
 
 
-def random_architecture(space: SearchSpace, generator: torch.Generator) -> Architecture:
-    """A uniform draw per block over its legal choices."""
+def random_architecture(
+    space: SearchSpace, generator: torch.Generator, within: Architecture | None = None
+) -> Architecture:
+    """A uniform draw per block over its legal choices, or over those whose weights are all part of `within`'s."""
     picked = []
-    for block in space.blocks:
-        legal = [choice for choice in space.choices if space.legal(block, choice)]
+    for block, most in zip(space.blocks, within or space.largest, strict=True):
+        legal = [
+            choice
+            for choice in space.choices
+            if space.legal(block, choice) and choice.kernel <= most.kernel and choice.expansion <= most.expansion
+        ]
         picked.append(legal[int(torch.randint(len(legal), (1,), generator=generator))])
     return tuple(picked)
+
+
+def not_true_distillation(scores: Tensor, before: Tensor, labels: Tensor) -> Tensor:
+    """Mean KL(before || scores) over the softmax of all classes but the true one (FedNTD, arXiv 2106.03097): what the
+    federation's network said of the classes that a client hardly sees is kept, the true class is left to the labels.
+
+    scores, before: [n, classes]; labels: [n]. Zero for two classes.
+    """
+    count, classes = scores.shape
+    others = torch.ones_like(scores, dtype=torch.bool).scatter_(1, labels[:, None], False)
+    kept = functional.log_softmax(before[others].view(count, classes - 1), dim=1)
+    said = functional.log_softmax(scores[others].view(count, classes - 1), dim=1)
+    return functional.kl_div(said, kept, reduction="batchmean", log_target=True)
 
 
 def train_weights(
@@ -110,15 +143,16 @@ def train_weights(
     data: Dataset,
     settings: Hyperparameters,
     learning_rate: float,
-    explore: bool,
+    explore_share: float,
     generator: torch.Generator,
 ) -> float:
     """Train the shared weights and local layers; returns the mean loss on the decided path.
 
-    `explore`: a share of the steps, drawn at random, also descends the loss of one random member of the space.
+    `explore_share` of the steps, drawn at random, also descend the loss of one random network inside the decided one.
     """
     supernet.train()
     gates = supernet.hard_gates(decided)
+    federation = copy.deepcopy(supernet).requires_grad_(False) if settings.keep_weight > 0 else None
     shared = shared_tensors(supernet)
     decayed = [value for value in shared.values() if value.dim() > 1]
     kept = {id(value) for value in decayed}
@@ -135,9 +169,13 @@ def train_weights(
             scores = supernet(images, gates)
             loss = functional.cross_entropy(scores, labels)
             losses.append(float(loss.detach()))
+            if federation is not None:
+                with torch.no_grad():
+                    before = federation(images, gates)
+                loss = loss + settings.keep_weight * not_true_distillation(scores, before, labels)
             loss.backward()  # type: ignore[no-untyped-call]
-            if explore and float(torch.rand(1, generator=generator)) < settings.explore_share:
-                other = supernet.hard_gates(random_architecture(supernet.space, generator))
+            if float(torch.rand(1, generator=generator)) < explore_share:
+                other = supernet.hard_gates(random_architecture(supernet.space, generator, decided))
                 target = torch.softmax(scores.detach(), dim=1) if settings.distil else labels
                 functional.cross_entropy(supernet(images, other), target).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
@@ -145,42 +183,27 @@ def train_weights(
     return float(np.mean(losses)) if losses else math.nan
 
 
-def pareto_loss(
-    cross_entropy: Tensor,
-    logits: Tensor,
-    costs: CostLayer,
-    weights: Mapping[str, float],
-    references: Mapping[str, float],
-) -> Tensor:
-    """cross_entropy + sum_i w_i log(E[cost_i] / reference_i), E over softmax(logits).
-
-    logits: [blocks, choices], -inf where illegal. With no weights the costs are not asked for.
-    """
-    loss = cross_entropy
-    if weights:
-        expected = costs(torch.softmax(logits, dim=1).double())
-        for name, weight in weights.items():
-            loss = loss + weight * torch.log(expected[METRIC_OF[name]] / references[name]).to(loss.dtype)
-    return loss
+def expected_costs(logits: Tensor, costs: CostLayer) -> dict[str, Tensor]:
+    """By metric, over softmax(logits); logits: [blocks, choices], -inf where illegal."""
+    found: dict[str, Tensor] = costs(torch.softmax(logits, dim=1).double())
+    return found
 
 
 def train_gates(
     supernet: SuperNet,
     logits: Tensor,
     data: Dataset,
-    table: LookupTable,
-    preference: Preference,
+    costs: CostLayer,
+    pareto: Pareto,
     settings: Hyperparameters,
     generator: torch.Generator,
 ) -> Tensor:
-    """New gate logits after some steps of the Pareto loss on straight-through samples, costs measured against those of
-    the largest network; the network is left unchanged."""
+    """New gate logits after some steps of the Pareto function on straight-through samples; the network is left
+    unchanged. Where no cost matters to `pareto`, none is asked for."""
     steps = math.ceil(settings.gate_share * settings.local_epochs * math.ceil(len(data.labels) / settings.batch_size))
-    costs = CostLayer(table)
     legal = costs.legal
     free = torch.where(legal, logits, torch.zeros_like(logits)).clone().requires_grad_(True)
     optimiser = torch.optim.Adam([free], lr=settings.gate_learning_rate, betas=(0.5, 0.999))
-    references = reference_costs(table, list(preference.weights))
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     supernet.train().requires_grad_(False)
     epochs = (batches(data, settings.batch_size, generator) for _ in range(steps))
@@ -188,7 +211,8 @@ def train_gates(
         masked = torch.where(legal, free, torch.full_like(free, -math.inf))
         gates = [Gates.sample(supernet.space, row, settings.gate_temperature, generator) for row in masked]
         loss = functional.cross_entropy(supernet(images, gates), labels)
-        loss = pareto_loss(loss, masked, costs, preference.weights, references)
+        if pareto.asks:
+            loss = pareto(loss, expected_costs(masked, costs))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

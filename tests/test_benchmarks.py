@@ -168,6 +168,14 @@ def test_the_wire_is_compared_with_entropy_and_with_plain_compression() -> None:
     assert 0 < row["squared_error_share"] < 1
 
 
+def test_steps_of_the_supernet_are_compared_with_those_of_plain_networks() -> None:
+    steps = {(one["step"], one["against"]): one for one in quick("bench_step")["steps"]}
+    assert {("supernet k3e6", "plain k3e6"), ("gates", "plain k5e6"), ("multi-path", "plain k3e6")} < set(steps)
+    for one in steps.values():
+        assert 0 < one["ratio"]["least"] <= one["ratio"]["median"] <= one["ratio"]["most"] and one["memory"] > 0
+    assert steps["multi-path", "plain k3e6"]["memory"] > 1
+
+
 def test_another_machine_is_compared_with_this_one_measured_twice() -> None:
     if lacking := loopback.missing():
         pytest.skip(lacking)
@@ -192,12 +200,12 @@ def test_the_search_counts_its_bytes_and_budgets() -> None:
 
 
 def test_federations_are_compared_by_bytes_and_accuracy(tmp_path: Path) -> None:
-    document = quick("communication", "--work", str(tmp_path), "--arms", "A,A2,B,B2,C2,ceiling-1")
+    document = quick("communication", "--work", str(tmp_path), "--arms", "A,A2,B,B2,C1,C2,ceiling-1")
     arms = document["arms"]
-    assert list(arms)[:6] == ["A", "A2", "B", "B2", "C1", "C2"] and arms["C1"] is None
+    assert list(arms)[:6] == ["A", "A2", "B", "B2", "C1", "C2"]
     names = {f"{level}_{way}" for level in ("payload", "wire") for way in ("up", "down")}
     names |= {"accuracy_global", "accuracy_personal", "bytes_to_target", "round_s"}
-    for arm in ("A", "A2", "B", "C2", "ceiling-1"):
+    for arm in ("A", "A2", "B", "C1", "C2", "ceiling-1"):
         assert names <= set(arms[arm]) and arms[arm]["payload_up"] < arms[arm]["wire_up"]
         assert 0 <= arms[arm]["accuracy_global"] <= 1 and 0 <= arms[arm]["accuracy_personal"] <= 1
     assert arms["B2"]["computed"] and arms["B2"]["accuracy_global"] is None

@@ -55,9 +55,11 @@ def search_options(arm: str, regime: Regime) -> dict[str, Any]:
         "momentum": regime.momentum,
         "weight_decay": regime.weight_decay,
         "personal_epochs": regime.personal_epochs,
+        "flips": regime.flip,
+        "shift": regime.shift,
     }
     if arm == "C1":
-        raise NotYetError("C1 needs differences in fp32 on the wire, which no option of the search gives yet")
+        return {"training": training, "wire": {"relative_step_up": 0.0, "relative_step_down": 0.0}}
     return {"training": training, "wire": {}}
 
 

@@ -4,26 +4,27 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import tiny_config, tiny_fields
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from faqs.client import RECORD, app, load_participant, read_blob
-from faqs.config import SearchConfig
+from faqs.config import SearchConfig, ServerConfig
 from faqs.deltas import shared_arrays
 from faqs.engine import InProcessGrid
-from faqs.errors import FaqsError, RunError
-from faqs.participant import Participant
+from faqs.errors import FaqsError, RunError, WireError
+from faqs.participant import Participant, read_scores
 from faqs.prepare import Device, Prepared
 from faqs.runs import Checkpoint, RunFolder
 from faqs.search import search
 from faqs.server import Federation, Server, run_rounds
-from faqs.strategy import Update, aggregate
+from faqs.strategy import ServerState, Update, aggregate, downlink
 from faqs.supernet import new_supernet, shared_cuts
-from faqs.wire import QuantisedTensor
+from faqs.wire import JsonValue, QuantisedTensor
 from hwcost import BlockChoice, LookupTable, SearchSpace
 
 DEVICE = {"rpi4.json": Device("rpi4", "d", "f", "s8s8", ("estimated",), 0.0)}
@@ -140,6 +141,76 @@ def test_a_damaged_message_is_refused_with_its_reason_and_the_client_comes_back(
     assert [entry.round for entry in federation.ledger.select(kind="setup", client=1)] == [0, 0, 2, 2]
 
 
+@pytest.mark.parametrize("rule", ["losses", "norms", "logits"])
+def test_clients_of_one_preference_decide_alike_by_the_mean_of_their_scores(table: LookupTable, rule: str) -> None:
+    training = {**tiny_fields()["training"], "rule": rule}
+    decided = {}
+    for share in (0.0, 1.0):
+        config = tiny_config(
+            rounds=5, warmup_rounds=3, budget=budgets(table), training={**training, "common_share": share}
+        )
+        federation, _ = run_rounds(Server(InProcessGrid(app, 3), config, [table] * 3), None, lambda done: None)
+        assert all(len(set(map(tuple, r.decisions.values()))) == 1 for r in federation.reports[:2])
+        decided[share] = {tuple(one) for one in federation.reports[2].decisions.values()}
+    assert len(decided[1.0]) == 1
+    if rule == "losses":
+        assert len(decided[0.0]) > 1
+
+
+def test_multipliers_of_a_broken_budget_grow_and_stay_with_the_client(table: LookupTable) -> None:
+    tight = {"size": f"{1.02 * table.cheapest('weight_bytes'):.0f}B"}
+    training = {**tiny_fields()["training"], "rule": "logits", "pareto": "lagrangian"}
+    grid, config = (
+        InProcessGrid(app, 2),
+        tiny_config(rounds=4, warmup_rounds=2, clients=2, budget=tight, training=training),
+    )
+    server, seen = Server(grid, config, [table] * 2), []
+
+    def look(done: Federation) -> None:
+        seen.append(load_participant(grid.state_of(server.node(0))).multipliers.get("size", 0.0))
+
+    run_rounds(server, None, look)
+    assert seen[0] == 0.0 < seen[1] < seen[2]
+
+
+@pytest.mark.parametrize("form", ["additive", "product", "chebyshev"])
+def test_a_heavier_weight_gives_a_cheaper_network_whatever_the_form(table: LookupTable, form: str) -> None:
+    training = {**tiny_fields()["training"], "pareto": form}
+    sizes = []
+    for weight in (0.0, 30.0):
+        config = tiny_config(rounds=2, warmup_rounds=2, clients=2, weights={"size": weight}, training=training)
+        federation, _ = run_rounds(Server(InProcessGrid(app, 2), config, [table] * 2), None, lambda done: None)
+        sizes.append([table.cost(decision)["weight_bytes"] for decision in federation.state.decisions])
+    assert all(cheap < dear for dear, cheap in zip(*sizes, strict=True))
+
+
+def test_scores_that_are_none_are_refused(table: LookupTable) -> None:
+    blocks, choices = table.legal.shape
+    fine = [[0] * choices] * blocks
+    assert read_scores({"scores": list(fine)}, table).shape == (blocks, choices)
+    wrong: list[JsonValue] = [
+        None, 3, fine[:-1], [[0] * (choices - 1)] * blocks, [[0.5] * choices] * blocks, [[200] * choices] * blocks,
+        [[True] * choices] * blocks, ["0" * choices] * blocks,
+    ]  # fmt: skip
+    for scores in wrong:
+        with pytest.raises(WireError, match="score"):
+            read_scores({"scores": scores}, table)
+
+
+def test_a_client_that_missed_the_decision_takes_it_when_it_is_back(table: LookupTable) -> None:
+    def damage(client: int, number: int, message: Message) -> Message:
+        return flip(message) if (client, number) == (1, 1) else message
+
+    config = tiny_config(rounds=5, warmup_rounds=2, budget=budgets(table))
+    server = Server(InProcessGrid(damaging_app(damage), 3), config, [table] * 3)
+    federation, _ = run_rounds(server, None, lambda done: None)
+    assert set(federation.reports[1].refused) == {1}
+    limit = config.client_config(1).preference.budgets["size"]
+    for report in federation.reports[2:]:
+        decided = tuple(map(BlockChoice.parse, report.decisions[1]))
+        assert table.cost(decided)["weight_bytes"] <= limit
+
+
 def test_a_client_whose_decisions_never_arrive_still_ends_within_its_budget(table: LookupTable) -> None:
     def damage(client: int, number: int, message: Message) -> Message:
         return flip(message) if client == 1 and number >= 1 else message
@@ -186,10 +257,13 @@ def test_a_federation_needs_each_of_its_clients_once(table: LookupTable) -> None
         Server(InProcessGrid(app, 2), tiny_config(), [table] * 3).connect()
 
 
-def test_aggregation_is_the_weighted_mean_per_element_and_leaves_the_untouched_alone(space: SearchSpace) -> None:
+@pytest.mark.parametrize("optimiser", ["plain", "momentum", "adam"])
+def test_aggregation_is_the_weighted_mean_per_element_and_leaves_the_untouched_alone(
+    space: SearchSpace, optimiser: Literal["plain", "momentum", "adam"]
+) -> None:
     random = np.random.default_rng(0)
-    start = shared_arrays(new_supernet(space, 0))
-    weights = {name: value.copy() for name, value in start.items()}
+    state = ServerState.start(space, 0, [space.largest] * 2, [10, 30])
+    weights, start = state.weights, shared_arrays(new_supernet(space, 0))
     choices = ("k3e3b4", "k5e3b8")
     updates = []
     for client, text in enumerate(choices):
@@ -197,7 +271,9 @@ def test_aggregation_is_the_weighted_mean_per_element_and_leaves_the_untouched_a
         codes = {name: random.integers(-3, 4, start[name][cut].size).astype(np.int8) for name, cut in cuts.items()}
         tensors = {name: QuantisedTensor(code, 0.5) for name, code in codes.items()}
         updates.append(Update(client, (10, 30)[client], cuts, tensors))
-    coverage = aggregate(weights, updates, learning_rate=0.5)
+    server = ServerConfig(optimiser=optimiser, learning_rate=0.5, momentum=0.8)
+    coverage = aggregate(state, updates, server)
+    assert aggregate(state, updates, server) == coverage
     touched = 0
     for name, value in weights.items():
         total, mass = np.zeros_like(value), np.zeros_like(value)
@@ -207,8 +283,16 @@ def test_aggregation_is_the_weighted_mean_per_element_and_leaves_the_untouched_a
                 part[update.cuts[name]] = update.tensors[name].dequantise().reshape(part[update.cuts[name]].shape)
                 total += update.samples * part
                 mass[update.cuts[name]] += update.samples
-        expected = start[name] + 0.5 * np.divide(total, mass, out=np.zeros_like(total), where=mass > 0)
-        np.testing.assert_allclose(value, expected, atol=1e-6)
+        mean = np.divide(total, mass, out=np.zeros_like(total), where=mass > 0)
+        twice = {  # two equal rounds, by hand
+            "plain": 2 * mean,
+            "momentum": mean + (0.8 * mean + mean),
+            "adam": sum(
+                first * mean / (np.sqrt(second) * np.abs(mean) + 1e-3)
+                for first, second in ((0.2, 0.01), (0.8 * 0.2 + 0.2, 0.99 * 0.01 + 0.01))
+            ),
+        }
+        np.testing.assert_allclose(value, start[name] + 0.5 * twice[optimiser], rtol=1e-4, atol=1e-5)
         assert np.array_equal(value[mass == 0], start[name][mass == 0])
         touched += int((mass > 0).sum())
     assert coverage == touched / sum(value.size for value in start.values()) < 1
@@ -216,8 +300,6 @@ def test_aggregation_is_the_weighted_mean_per_element_and_leaves_the_untouched_a
 
 def test_what_one_message_leaves_out_the_next_ones_carry(table: LookupTable) -> None:
     """With the server's weights standing still, a client's reference converges to them on its active coordinates."""
-    from faqs.strategy import ServerState, downlink
-
     space = table.space
     state = ServerState.start(space, 0, [space.largest], [1])
     random = np.random.default_rng(0)
@@ -251,7 +333,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tmp_path: Path, t
     assert isinstance(checkpoint, Checkpoint) and checkpoint.state.round == 1
     path = run.path / "checkpoint.safetensors"
     data = path.read_bytes()
-    for damaged in (data[:50], data[:-9], b"{}", data.replace(b'\\"version\\": 1', b'\\"version\\": 9')):
+    for damaged in (data[:50], data[:-9], b"{}", data.replace(b'\\"version\\": 2', b'\\"version\\": 9')):
         path.write_bytes(damaged)
         with pytest.raises(RunError, match="cannot be resumed from"):
             run.load_checkpoint()

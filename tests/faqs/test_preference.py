@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from faqs.errors import BudgetError, ConfigError
-from faqs.preference import METRIC_OF, Preference, check_feasible, parse_budget, project
+from faqs.preference import METRIC_OF, Preference, changed_costs, check_feasible, parse_budget, project
 from hwcost import CostModel, LookupTable, SearchSpace, build_table
 
 
@@ -75,3 +75,13 @@ def test_unknown_metric_and_negative_weight_are_refused() -> None:
         Preference({"speed": 1.0})
     with pytest.raises(ConfigError, match="a number from 0"):
         Preference(weights={"latency": -1.0})
+
+
+def test_changed_costs_are_those_of_the_largest_network_with_one_block_changed(table: LookupTable) -> None:
+    space, costs = table.space, changed_costs(table)
+    for block in space.blocks:
+        for column, choice in enumerate(space.choices):
+            changed = (*space.largest[: block.index], choice, *space.largest[block.index + 1 :])
+            expected = table.cost(changed if space.legal(block, choice) else space.largest)
+            for metric, values in costs.items():
+                assert values[block.index, column] == pytest.approx(expected[metric], rel=1e-9)

@@ -144,3 +144,21 @@ def test_recalibration_gives_the_statistics_of_the_path_and_restores_the_rest(su
     assert decided.stem.norm.momentum == 0.1
     assert not decided.training
     assert all(torch.equal(value, before[name]) for name, value in decided.named_parameters())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_random_network_inside_another_one_uses_weights_of_that_one_alone(supernet: SuperNet, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    outer = random_architecture(SPACE, generator)
+    for _ in range(10):
+        inner = random_architecture(SPACE, generator, outer)
+        SPACE.validate(inner)
+        supernet.zero_grad()
+        supernet.train()(IMAGES, supernet.hard_gates(inner)).square().sum().backward()
+        cuts = shared_cuts(SPACE, outer)
+        for name, value in shared_tensors(supernet).items():
+            if value.grad is not None:
+                outside = value.grad.clone()
+                if name in cuts:
+                    outside[cuts[name]] = 0.0
+                assert not outside.any(), name
