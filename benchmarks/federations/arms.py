@@ -84,11 +84,11 @@ def read_result(results: Path, arm: str, seed: int, regime: Regime) -> dict[str,
 def run_job(job: Job) -> str:
     """Do it unless it is done; returns in a line what happened."""
     name = f"{job.arm}, seed {job.seed}"
-    if read_result(job.results, job.arm, job.seed, job.regime) is not None:
-        return f"{name}: done before"
     with alone(job.folder / "lock") as free:
         if not free:
             return f"{name}: another process is at it"
+        if read_result(job.results, job.arm, job.seed, job.regime) is not None:
+            return f"{name}: done before"
         torch.set_num_threads(1)
         try:
             found = _run(job)
