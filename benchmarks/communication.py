@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     regime = replace(regime, rounds=arguments.rounds or regime.rounds)
     with tempfile.TemporaryDirectory(prefix="faqs-bench-") as folder:
         work = (arguments.work or (Path(folder) if arguments.quick else WORK)).resolve()
-        results = arguments.results or (work / "results" if arguments.quick else RESULTS / "communication")
+        results = (arguments.results or (work / "results" if arguments.quick else RESULTS / "communication")).resolve()
         if arguments.quick or arguments.data:
             source = DIGITS if arguments.data is None else str(arguments.data.resolve())
             if source == DIGITS:
