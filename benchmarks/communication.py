@@ -19,7 +19,8 @@ where A ends.
 
 FOLDER has CIFAR-10 as train.parquet and test.parquet (columns image, label). Every arm and seed is kept in
 results/communication/ARM-SEED.json when it is done, with which images were classified correctly; a killed run goes on
-after its last round when it is started again with the same --work.
+after its last round when it is started again with the same --work. Several may run at once in the same folders. The
+ceilings are run when they are asked for, after C2: --arms ceiling-0,ceiling-4.
 """
 
 import argparse
@@ -47,7 +48,7 @@ BENCHMARK: Final = Benchmark("communication", __doc__ or "")
 WORK: Final = Path(__file__).resolve().parents[1] / "runs" / "communication"
 PER_PROCESS: Final = {
     "OMP_NUM_THREADS": "1",
-    # Freed memory is kept: an eighth of a training step goes into asking for it again.
+    # Freed memory is kept, so that no step waits for the system to hand it out again.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     regime = replace(regime, rounds=arguments.rounds or regime.rounds)
     with tempfile.TemporaryDirectory(prefix="faqs-bench-") as folder:
         work = (arguments.work or (Path(folder) if arguments.quick else WORK)).resolve()
-        results = arguments.results or (work / "results" if arguments.quick else RESULTS / "communication")
+        results = (arguments.results or (work / "results" if arguments.quick else RESULTS / "communication")).resolve()
         if arguments.quick or arguments.data:
             source = DIGITS if arguments.data is None else str(arguments.data.resolve())
             if source == DIGITS:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,8 @@ RESULT_VERSION: Final = 1
 
 @dataclass(frozen=True)
 class Job:
-    """One arm with one seed. `source`: a folder of images, or `digits`; `work`: checkpoints; `results`: the files."""
+    """One arm with one seed. `source`: a folder of images, or `digits`; `work`: of the checkpoints; `results`: of the
+    files. All paths are absolute."""
 
     arm: str
     seed: int
@@ -84,14 +85,15 @@ def read_result(results: Path, arm: str, seed: int, regime: Regime) -> dict[str,
 def run_job(job: Job) -> str:
     """Do it unless it is done; returns in a line what happened."""
     name = f"{job.arm}, seed {job.seed}"
-    if read_result(job.results, job.arm, job.seed, job.regime) is not None:
-        return f"{name}: done before"
     with alone(job.folder / "lock") as free:
         if not free:
             return f"{name}: another process is at it"
+        if read_result(job.results, job.arm, job.seed, job.regime) is not None:
+            return f"{name}: done before"
         torch.set_num_threads(1)
         try:
-            found = _run(job)
+            with chdir(job.work):
+                found = _run(job)
         except searches.NotYetError as reason:
             return f"{name}: left out: {reason}"
         document = _document(job, found)
@@ -115,7 +117,8 @@ def alone(lock: Path) -> Iterator[bool]:
 
 
 def _run(job: Job) -> Found:
-    place = place_data(job.source, job.regime, job.seed, job.work)
+    """In its work folder: paths travel in the set-up, so they are short and the same everywhere."""
+    place = place_data(job.source, job.regime, job.seed, Path())
     data = load_dataset(str(place.train))
     space = job.regime.space(data.image_shape, data.classes)
 
@@ -123,7 +126,7 @@ def _run(job: Job) -> Found:
         note(f"{job.arm}, seed {job.seed}: round {done} of {job.regime.rounds}")
 
     if job.arm in SEARCHES:
-        tables = searches.cost_tables(space, job.work, job.quick)
+        tables = searches.cost_tables(space, Path(), job.quick)
         config = searches.search_config(job.arm, job.regime, job.seed, place, tables)
         return searches.run(config, job.regime, place, job.folder, report)
     architecture = {"A": job.regime.fixed(space), "A2": job.regime.fixed(space), "B": ()}.get(job.arm)

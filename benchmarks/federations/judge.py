@@ -149,6 +149,6 @@ def judge(network: nn.Module, place: Place, regime: Regime, seed: int) -> Judgem
     for client in range(regime.clients):
         data = place.client(regime, seed, client)
         before.append(hits(with_statistics(network, data.train.images), data.held_out))
-        personal = fine_tuned(network, data.train, regime, generator(seed, client, 5))
+        personal = fine_tuned(network, data.train, regime, generator(seed, client, 0, 1))
         after.append(hits(with_statistics(personal, data.train.images), data.held_out))
     return Judgement([overall], before, after)

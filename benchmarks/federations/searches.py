@@ -39,6 +39,9 @@ DEVICES: Final = ("rpi4", "rpi4")
 """The shipped profiles that are dealt to the clients in turn."""
 
 
+Tables = Mapping[str, tuple[Path, LookupTable]]
+
+
 class NotYetError(Exception):
     """An arm that cannot be run yet, and why."""
 
@@ -63,9 +66,7 @@ def search_options(arm: str, regime: Regime) -> dict[str, Any]:
     return {"training": training, "wire": {}}
 
 
-def search_config(
-    arm: str, regime: Regime, seed: int, place: Place, tables: Mapping[Path, LookupTable]
-) -> SearchConfig:
+def search_config(arm: str, regime: Regime, seed: int, place: Place, tables: Tables) -> SearchConfig:
     """One search of the arm; raises `NotYetError`."""
     space = {
         "stem_channels": regime.stem_channels,
@@ -87,13 +88,11 @@ def search_config(
     return parse_config(fields | search_options(arm, regime), f"arm {arm}")
 
 
-def budgets(regime: Regime, tables: Mapping[Path, LookupTable]) -> list[ClientConfig]:
+def budgets(regime: Regime, tables: Tables) -> list[ClientConfig]:
     """Latency and size of every client, by its share between the cheapest network and the baselines'."""
-    paths = list(tables)
     clients = []
     for client in range(regime.clients):
-        path, share = paths[client % len(paths)], regime.shares[client % len(regime.shares)]
-        table = tables[path]
+        (path, table), share = tables[DEVICES[client % len(DEVICES)]], regime.shares[client % len(regime.shares)]
         whole = table.cost(regime.fixed(table.space))
         limits = {
             metric: table.cheapest(metric) + share * (whole[metric] - table.cheapest(metric))
@@ -105,15 +104,15 @@ def budgets(regime: Regime, tables: Mapping[Path, LookupTable]) -> list[ClientCo
     return clients
 
 
-def cost_tables(space: SearchSpace, work: Path, quick: bool) -> dict[Path, LookupTable]:
-    """The devices' tables by the path of their profile, a copy below `work` with a fit beside it."""
+def cost_tables(space: SearchSpace, work: Path, quick: bool) -> Tables:
+    """By device, the path of its profile, a copy below `work` with a fit beside it, and the table."""
     tables = {}
-    for position, name in enumerate(DEVICES):
-        path = work / f"{position}-{name}{'-quick' if quick else ''}.profile.json"
+    for name in dict.fromkeys(DEVICES):
+        path = work / f"{name}{'-quick' if quick else ''}.profile.json"
         if not fit_path(path).exists():
             write_atomically(path, (PROFILES / f"{name}.profile.json").read_bytes())
             write_fit(fit_profile(read_profile(path), names=["linear"] if quick else None), fit_path(path))
-        tables[path] = build_table(space, load_cost_model(path))
+        tables[name] = path, build_table(space, load_cost_model(path))
     return tables
 
 
