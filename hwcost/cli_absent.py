@@ -25,8 +25,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _ESTIMATED: Final = 500
 """Operators of other networks in an estimate: an analytic model has no more to tell."""
-_EMULATED: Final = 400
-"""Operators of other networks that are emulated: a few seconds each, at all precisions."""
+_EMULATED_WORK: Final = 1e7
+"""Multiply-accumulates that take about a second under emulation, at every precision: larger operators are rarer."""
 
 
 def way_options(command: _Command) -> _Command:
@@ -75,7 +75,7 @@ def profile_absent(
             emulate_profile,
             device,
             default_operators(images, seed, 0),
-            sampled=prior_operators(seed, _EMULATED if samples is None else samples),
+            sampled=prior_operators(seed, samples, _EMULATED_WORK),
             models=models,
             precisions=precisions,
             seed=seed,

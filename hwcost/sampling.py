@@ -1,10 +1,12 @@
 """Which operators a profile measures: those of search spaces, and a seeded sample of what other networks execute.
 
 A predictor is fitted per family and learns most from operators like those it will be asked about. So every family of
-`hwcost.prior` has a share of the sample, enough to fit and to hold out. What takes long to time is left out.
+`hwcost.prior` has a share of the sample, enough to fit and to hold out. What takes long to time is left out; where time
+grows with the work, as under emulation, large operators can be made rare instead, so that the range of sizes stays.
 """
 
 import heapq
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -26,6 +28,8 @@ _WEIGHT_ONLY_EVERY: Final = 3
 these take as long as all its other precisions, and few networks have them."""
 _MOST_DRAWS: Final = 2_000
 """Draws in vain after which a family has no more operators."""
+_ELEMENT_WORK: Final = 30
+"""An element that is read or written is as much work as so many multiply-accumulates, which vectors do."""
 
 
 def default_operators(
@@ -38,13 +42,15 @@ def default_operators(
     return tuple(dict.fromkeys((*operators, *prior_operators(seed, count))))
 
 
-def prior_operators(seed: int, count: int | None = None) -> tuple[Operator, ...]:
+def prior_operators(seed: int, count: int | None = None, usual_work: float = math.inf) -> tuple[Operator, ...]:
     """`count` distinct operators of real networks, each family in proportion to its share (None: the whole shares).
 
-    The same for the same seed, in any process, and the first ones of any larger sample. Raises `InvalidSpaceError`.
+    Of operators with so many times `usual_work` only one in so many is kept, another drawn in its place; work is in
+    multiply-accumulates. The same for the same seed, in any process, and the first ones of any larger sample. Raises
+    `InvalidSpaceError`.
     """
     wanted = sum(share for share, _ in FAMILIES.values()) if count is None else count
-    families = [_ranked(name, stream) for name, stream in family_streams(seed).items()]
+    families = [_ranked(name, stream) for name, stream in family_streams(seed, usual_work).items()]
     merged = (op for _, _, op in heapq.merge(*families, key=lambda one: one[:2]))
     found: dict[Operator, None] = {}  # two families may draw the same
     try:
@@ -57,9 +63,9 @@ def prior_operators(seed: int, count: int | None = None) -> tuple[Operator, ...]
         ) from None
 
 
-def family_streams(seed: int) -> dict[str, Iterator[Operator]]:
-    """The distinct operators of each family, in the order of drawing, until it has no more."""
-    return {name: _stream(name, draw, seed) for name, (_, draw) in FAMILIES.items()}
+def family_streams(seed: int, usual_work: float = math.inf) -> dict[str, Iterator[Operator]]:
+    """The distinct operators of each family, in the order of drawing, until it has no more; large ones are rare."""
+    return {name: _stream(name, draw, seed, usual_work) for name, (_, draw) in FAMILIES.items()}
 
 
 def sampled_requests(op: Operator, form: Int8Form) -> tuple[tuple[Operator, Precision], ...]:
@@ -82,12 +88,13 @@ def _ranked(name: str, stream: Iterator[Operator]) -> Iterator[tuple[float, str,
     raise _FamilyExhausted
 
 
-def _stream(name: str, draw: Draw, seed: int) -> Iterator[Operator]:
+def _stream(name: str, draw: Draw, seed: int, usual_work: float) -> Iterator[Operator]:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     found: set[Operator] = set()
     while True:
         drawn = (_drawn(draw, rng) for _ in range(_MOST_DRAWS))
-        op = next((op for op in drawn if op is not None and op not in found and _affordable(op)), None)
+        new = (op for op in drawn if op is not None and op not in found and _affordable(op))
+        op = next((op for op in new if _work(op) <= usual_work or rng.random() * _work(op) < usual_work), None)
         if op is None:
             return
         yield op
@@ -104,3 +111,7 @@ def _drawn(draw: Draw, rng: np.random.Generator) -> Operator | None:
 def _affordable(op: Operator) -> bool:
     activations = bytes_moved(op, FLOAT) - weight_bytes(op, FLOAT)
     return op.macs <= _MOST_MACS and activations <= _MOST_BYTES and op.weights <= _MOST_WEIGHTS
+
+
+def _work(op: Operator) -> int:
+    return op.macs + _ELEMENT_WORK * (op.input_elements + op.output_elements)
