@@ -9,7 +9,7 @@ DEMO ?= demo
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench constraints clean
+.PHONY: help install demo test check bench emulate constraints clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ bench: install  ## every benchmark of benchmarks/; DATA=folder for those that ne
 	  elif [ -n "$(DATA)" ]; then echo "$$script" >&2; $(BIN)/python "$$script" --data "$(DATA)"; \
 	  else echo "$$script: left out, needs DATA=folder" >&2; fi; \
 	done
+
+emulate: install  ## profiles/rpi4.json by emulation again, and the copy that is shipped: an hour; resumes if killed
+	$(BIN)/hwcost emulator --install
+	$(BIN)/hwcost profile --device rpi4 --emulate --out profiles/rpi4.json
+	cp profiles/rpi4.json hwcost/devices/rpi4.profile.json
 
 constraints: install  ## write constraints.txt again from what .venv holds
 	@sed -n '/^#/p' constraints.txt > constraints.tmp

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
-from hwcost.cli_profiles import standing_measurements
+from hwcost.cli_profiles import journal_beside, standing_measurements
 from hwcost.console import json_option, note, print_json, progress, writing
 from hwcost.errors import ProfileError, UnsupportedPrecisionError
 
@@ -132,21 +132,14 @@ def shipped_profile(device: "DeviceClass", precisions: "tuple[Precision, ...] | 
 
 
 def _emulate(device: "DeviceClass", target: Path, emulated: Callable[..., "Profile"]) -> "Profile":
-    """As a measurement is written: with a journal to resume from."""
+    """Emulate and write, with a journal to resume from."""
     from hwcost.profiles import write_profile
 
-    journal = target.with_name(f"{target.name}.emulated.partial.jsonl")
-    if journal.exists():
-        note(f"resuming the emulation that {journal} holds")
-    try:
+    with journal_beside(target, "emulation", named=".emulated") as journal:
         with progress(f"Emulating {device.name}") as report:
             made = emulated(journal=journal, progress=report)
-    except KeyboardInterrupt:
-        note(f"what was emulated so far is in {journal}: run the same command again to go on from there")
-        raise
-    with writing(target):
-        write_profile(made, target)
-    journal.unlink(missing_ok=True)
+        with writing(target):
+            write_profile(made, target)
     note(
         f"{device.name} was emulated, not timed: {target} holds what a model of its core says of the kernels that it "
         "would execute. Good for ratios and ranking, each within an interval, not for milliseconds. To measure for "
