@@ -62,7 +62,7 @@ def profile_absent(
     """
     from hwcost.estimate import estimate_profile
     from hwcost.profiles import write_profile
-    from hwcost.sampling import default_operators, prior_operators
+    from hwcost.sampling import default_operators, spread_operators
 
     if standing_measurements(target) is not None:
         raise ProfileError(
@@ -75,7 +75,7 @@ def profile_absent(
             emulate_profile,
             device,
             default_operators(images, seed, 0),
-            sampled=prior_operators(seed, samples, _EMULATED_WORK),
+            sampled=spread_operators(seed, samples, _EMULATED_WORK),
             models=models,
             precisions=precisions,
             seed=seed,

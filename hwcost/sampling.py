@@ -8,12 +8,14 @@ grows with the work, as under emulation, large operators can be made rare instea
 import heapq
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 
 from hwcost.errors import InvalidOperatorError, InvalidSpaceError
+from hwcost.features import family
 from hwcost.graph import other_kernels, supported_precisions
 from hwcost.ops import FLOAT, Operator, Precision, bytes_moved, key, weight_bytes
 from hwcost.prior import FAMILIES, Draw
@@ -28,6 +30,8 @@ _WEIGHT_ONLY_EVERY: Final = 3
 these take as long as all its other precisions, and few networks have them."""
 _MOST_DRAWS: Final = 2_000
 """Draws in vain after which a family has no more operators."""
+_FIRST: Final = 4
+"""Operators of each family of predictors with which a spread sample begins."""
 _ELEMENT_WORK: Final = 30
 """An element that is read or written is as much work as so many multiply-accumulates, which vectors do."""
 
@@ -61,6 +65,36 @@ def prior_operators(seed: int, count: int | None = None, usual_work: float = mat
         raise InvalidSpaceError(
             f"a sample of operators holds as many as its families have, got a wish for {wanted}: ask for fewer"
         ) from None
+
+
+def spread_operators(seed: int, count: int | None = None, usual_work: float = math.inf) -> tuple[Operator, ...]:
+    """The operators of `prior_operators`' whole shares, or the `count` of them that tell most where each costs dearly.
+
+    First a few of every family that has a predictor of its own, as far apart in size as there are, so that little lies
+    outside of what was seen; then each family by its share, the farthest from those before first.
+    """
+    families: defaultdict[str, list[Operator]] = defaultdict(list)
+    for op in prior_operators(seed, None, usual_work):
+        families[family(op)].append(op)
+    ranked = [
+        (max(place + 1 - _FIRST, 0) / len(members), place, op)
+        for members in families.values()
+        for place, op in enumerate(_farthest_first(members))
+    ]
+    return tuple(op for _, _, op in sorted(ranked, key=lambda one: one[:2])[:count])
+
+
+def _farthest_first(operators: Sequence[Operator]) -> Iterator[Operator]:
+    """The largest, then always the one whose size is farthest from the nearest before: Gonzalez, Clustering to minimize
+    the maximum intercluster distance (1985)."""
+    counts = [(op.macs, op.input_elements, op.output_elements, op.weights) for op in operators]
+    sizes = np.log(np.array(counts, dtype=np.float64) + 1)
+    distance = sizes.sum(axis=1)
+    for _ in operators:
+        place = int(distance.argmax())
+        yield operators[place]
+        distance = np.minimum(distance, np.abs(sizes - sizes[place]).sum(axis=1))
+        distance[place] = -1.0
 
 
 def family_streams(seed: int, usual_work: float = math.inf) -> dict[str, Iterator[Operator]]:

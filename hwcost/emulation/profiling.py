@@ -37,6 +37,8 @@ Progress = Callable[[int, int, str], None]
 
 _CALL: Final[Request] = (Elementwise("add", (1, 24, 4, 4)), INT8)
 """A small kernel, for the cost of a call."""
+_MOST_UNPACKED: Final = 1_000_000
+"""Weights of few bits beside float activations, of a sampled operator."""
 _UNBLOCKED: Final = Realisation(
     kind="conv",
     precision=PLAIN,
@@ -71,7 +73,7 @@ def emulate_profile(
         machine = _machine(device, runtime)
         form = choose_int8_form(runtime, seed=seed)
         requests = [(op, precision) for op in operators for precision in supported_precisions(op)]
-        requests += [request for op in sampled for request in sampled_requests(op, form)]
+        requests += [request for op in sampled for request in sampled_requests(op, form) if not _is_slow(request)]
         exact = [(op, precision) for model in models for _, op, precision in read_model(model, runtime=runtime).layers]
         requests = [*exact, *(one for one in requests if precisions is None or one[1] in precisions)]
         blocked = hardware_of(machine, form).blocked
@@ -110,6 +112,12 @@ def emulate_profile(
 def _kernel(precision: Precision, form: Int8Form, blocked: bool) -> Precision:
     """The precision whose kernel a core runs of its own accord, without that kernel's name."""
     return FLOAT if precision == PLAIN and not blocked else precision.usual_on(form)
+
+
+def _is_slow(request: Request) -> bool:
+    """Whether it is a large product with weights alone in few bits: each of several kernels is tried, minutes long."""
+    op, precision = request
+    return precision.weight_bits < precision.activation_bits and op.weights > _MOST_UNPACKED
 
 
 def _name(request: Request) -> str:
