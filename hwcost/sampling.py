@@ -30,6 +30,7 @@ _WEIGHT_ONLY_EVERY: Final = 3
 these take as long as all its other precisions, and few networks have them."""
 _MOST_DRAWS: Final = 2_000
 """Draws in vain after which a family has no more operators."""
+_WHOLE: Final = sum(share for share, _ in FAMILIES.values())
 _FIRST: Final = 4
 """Operators of each family of predictors with which a spread sample begins."""
 _ELEMENT_WORK: Final = 30
@@ -53,7 +54,7 @@ def prior_operators(seed: int, count: int | None = None, usual_work: float = mat
     multiply-accumulates. The same for the same seed, in any process, and the first ones of any larger sample. Raises
     `InvalidSpaceError`.
     """
-    wanted = sum(share for share, _ in FAMILIES.values()) if count is None else count
+    wanted = _WHOLE if count is None else count
     families = [_ranked(name, stream) for name, stream in family_streams(seed, usual_work).items()]
     merged = (op for _, _, op in heapq.merge(*families, key=lambda one: one[:2]))
     found: dict[Operator, None] = {}  # two families may draw the same
@@ -74,7 +75,7 @@ def spread_operators(seed: int, count: int | None = None, usual_work: float = ma
     outside of what was seen; then each family by its share, the farthest from those before first.
     """
     families: defaultdict[str, list[Operator]] = defaultdict(list)
-    for op in prior_operators(seed, None, usual_work):
+    for op in prior_operators(seed, max(count or 0, _WHOLE), usual_work):
         families[family(op)].append(op)
     ranked = [
         (max(place + 1 - _FIRST, 0) / len(members), place, op)
