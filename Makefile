@@ -53,7 +53,7 @@ bench: install  ## every benchmark of benchmarks/; DATA=folder for those that ne
 	  else echo "$$script: left out, needs DATA=folder" >&2; fi; \
 	done
 
-emulate: install  ## profiles/rpi4.json by emulation again, and the copy that is shipped: an hour; resumes if killed
+emulate: install  ## profiles/rpi4.json by emulation again, and the copy that is shipped: half an hour; resumes if killed
 	$(BIN)/hwcost emulator --install
 	$(BIN)/hwcost profile --device rpi4 --emulate --out profiles/rpi4.json
 	cp profiles/rpi4.json hwcost/devices/rpi4.profile.json

@@ -25,6 +25,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _ESTIMATED: Final = 500
 """Operators of other networks in an estimate: an analytic model has no more to tell."""
+_EMULATED: Final = 760
+"""Operators of other networks that are emulated, at all precisions: about a second each, half an hour in all."""
 _EMULATED_WORK: Final = 1e7
 """Multiply-accumulates that take about a second under emulation, at every precision: larger operators are rarer."""
 
@@ -75,7 +77,7 @@ def profile_absent(
             emulate_profile,
             device,
             default_operators(images, seed, 0),
-            sampled=spread_operators(seed, samples, _EMULATED_WORK),
+            sampled=spread_operators(seed, _EMULATED if samples is None else samples, _EMULATED_WORK),
             models=models,
             precisions=precisions,
             seed=seed,
