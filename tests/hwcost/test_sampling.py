@@ -98,7 +98,7 @@ def test_large_operators_are_rare_where_work_is_dear_but_there() -> None:
 
 def test_the_emulated_profile_that_ships_knows_every_kind_of_operator_but_those_of_blocked_layouts() -> None:
     profile = read_profile(Path(hwcost.__file__).parent / "devices" / "rpi4.profile.json")
-    drawn = Counter(map(family, prior_operators(0)))
+    drawn = Counter(map(family, prior_operators(0, None, 1e7)))
     rows = Counter(family(op) for op in {row.operator for row in profile.rows})
     blocked = ("boundary.reorder", "node.Upsample")
     missing = {name for name, count in drawn.items() if rows[name] < min(count, 3) and not name.startswith(blocked)}
