@@ -9,7 +9,7 @@ DEMO ?= demo
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench bench-communication constraints clean
+.PHONY: help install demo test check bench bench-communication emulate constraints clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,11 @@ bench: install  ## every benchmark of benchmarks/ but the next; DATA=folder for 
 
 bench-communication: install  ## bytes and accuracy of federations: DATA=folder with CIFAR-10 (hours, resumable), else small images
 	$(BIN)/python -m benchmarks.communication $(if $(DATA),--full --data "$(DATA)" --jobs 2,--quick)
+
+emulate: install  ## profiles/rpi4.json by emulation again, and the copy that is shipped: half an hour; resumes if killed
+	$(BIN)/hwcost emulator --install
+	$(BIN)/hwcost profile --device rpi4 --emulate --out profiles/rpi4.json
+	cp profiles/rpi4.json hwcost/devices/rpi4.profile.json
 
 constraints: install  ## write constraints.txt again from what .venv holds
 	@sed -n '/^#/p' constraints.txt > constraints.tmp

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from hwcost.errors import FitError
 from hwcost.features import family, feature_matrix
 from hwcost.fit import grouped_folds
+from hwcost.hardware import Hardware
 from hwcost.ops import Operator, Precision
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams
-from hwcost.tiling import Hardware
 from hwcost.timing import Request
 
 _PREDICTORS: Final = ("tiled", "roofline")

@@ -300,18 +300,18 @@ class Request:
     """What the other end asks for: `head` says it, arrays and bytes are among its blobs."""
 
     def __init__(self, head: dict[str, Any], blobs: list[bytes]) -> None:
-        self.head, self._blobs = head, blobs
+        self.head, self.blobs = head, blobs
 
     @property
     def model(self) -> bytes:
         """Put together from its parts, of which some are in other models too, and are not sent again."""
-        return b"".join(self._blobs[place] for place in self.head["model"])
+        return b"".join(self.blobs[place] for place in self.head["model"])
 
     def array(self, told: Mapping[str, Any]) -> Array:
         """A copy, in memory like that of any other array."""
         import numpy as np
 
-        return np.frombuffer(self._blobs[told["blob"]], np.dtype(told["dtype"])).reshape(told["shape"]).copy()
+        return np.frombuffer(self.blobs[told["blob"]], np.dtype(told["dtype"])).reshape(told["shape"]).copy()
 
     @property
     def feeds(self) -> dict[str, Array]:
@@ -330,7 +330,7 @@ class Request:
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"files lie in the folder for them, got {name!r}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self._blobs[blob])
+            path.write_bytes(self.blobs[blob])
 
 
 class Agent:

@@ -6,7 +6,7 @@ the model on the profile's own machine. A share that cannot be priced is an erro
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hwcost.features import family
 from hwcost.machine import detect_machine, quietness
 from hwcost.model import Layout, ModelLayers, read_model
 from hwcost.onnxfile import example_feeds, load_model
-from hwcost.ops import Operator, Precision, key
+from hwcost.ops import INT8, Operator, Precision, key
 from hwcost.pricing import CostModel, Price, Total
 from hwcost.profiles import Machine, Profile
 from hwcost.runtime import Here, Runtime, time_model
@@ -157,6 +157,9 @@ def predict_model(
     here = _machine_here(cost_model.profile, runtime)
     layout: Layout = "executed" if here.is_same_hardware(cost_model.profile.machine) else "portable"
     found = read_model(path, shapes=shapes, layout=layout, runtime=runtime)
+    if layout == "portable":
+        layers = ((name, op, _executed_there(cost_model, op, precision)) for name, op, precision in found.layers)
+        found = replace(found, layers=tuple(layers))
     lost = _unpriced(found, cost_model)
     names = [f"{found.layers[index][0]} ({family(op)} at {precision})" for index, (op, precision) in lost.items()]
     uncovered = [*found.uncovered, *names]
@@ -196,17 +199,18 @@ def _unpriced(found: ModelLayers, cost_model: CostModel) -> dict[int, Layer]:
     try:
         cost_model.prices(layers)
     except UnknownOperatorError:
-        refused = {layer for layer in set(layers) if not _has_price(cost_model, layer)}
-        return {index: layer for index, layer in enumerate(layers) if layer in refused}
+        return {index: layer for index, layer in enumerate(layers) if not cost_model.knows(*layer)}
     return {}
 
 
-def _has_price(cost_model: CostModel, layer: Layer) -> bool:
-    try:
-        cost_model.price(*layer)
-    except UnknownOperatorError:
-        return False
-    return True
+def _executed_there(cost_model: CostModel, op: Operator, precision: Precision) -> Precision:
+    """What an operator of a portable graph runs as on the device. The runtime keeps the file's int8 formats, but makes
+    activations unsigned on x86; formats of which nothing was profiled are taken for the device's own."""
+    if not precision.kernel:
+        return precision
+    arm = cost_model.profile.machine.architecture.lower().startswith(("aarch64", "arm"))
+    named = precision if arm else Precision(8, 8, precision.kernel.replace("s8s8", "u8s8"))
+    return named if cost_model.knows(op, named) else INT8
 
 
 def _elements(op: Operator) -> int:

@@ -20,6 +20,7 @@ from hwcost.cli_profiles import (
     duration,
     export,
     import_,
+    journal_beside,
     predictors,
     show,
     ssh_options,
@@ -284,26 +285,17 @@ def _measure(target: Path, threads: int, remote: "Ssh | None", measured: Callabl
     from hwcost.machine import detect_machine
     from hwcost.pipe import Piped
     from hwcost.profiles import write_profile
-    from hwcost.runtime import UnusableError
 
     older = standing_measurements(target)
     if older is not None:
         older.check_same_machine(detect_machine(threads, remote.facts() if remote else None))
-    journal = target.with_name(f"{target.name}.partial.jsonl")
-    if journal.exists():
-        note(f"resuming the measurement that {journal} holds")
-    try:
+    with journal_beside(target, "measurement") as journal:
         with progress(f"Measuring {remote.target}" if remote else "Measuring") as report, Piped() as here:
             made = measured(journal=journal, progress=report, runtime=remote or here, say=note)
-    except (KeyboardInterrupt, UnusableError):
-        if journal.exists():
-            note(f"what was timed so far is in {journal}: run the same command again to go on from there")
-        raise
-    if older is not None:
-        made = made.with_rows_of(older)
-    with writing(target):
-        write_profile(made, target)
-    journal.unlink(missing_ok=True)
+        if older is not None:
+            made = made.with_rows_of(older)
+        with writing(target):
+            write_profile(made, target)
     return made
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
-from hwcost.cli_profiles import standing_measurements
+from hwcost.cli_profiles import journal_beside, standing_measurements
 from hwcost.console import json_option, note, print_json, progress, writing
 from hwcost.errors import ProfileError, UnsupportedPrecisionError
 
@@ -25,8 +25,10 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _ESTIMATED: Final = 500
 """Operators of other networks in an estimate: an analytic model has no more to tell."""
-_EMULATED: Final = 400
-"""Operators of other networks that are emulated: a few seconds each, at all precisions."""
+_EMULATED: Final = 760
+"""Operators of other networks that are emulated, at all precisions: about a second each, half an hour in all."""
+_EMULATED_WORK: Final = 1e7
+"""Multiply-accumulates that take about a second under emulation, at every precision: larger operators are rarer."""
 
 
 def way_options(command: _Command) -> _Command:
@@ -62,7 +64,7 @@ def profile_absent(
     """
     from hwcost.estimate import estimate_profile
     from hwcost.profiles import write_profile
-    from hwcost.sampling import default_operators, prior_operators
+    from hwcost.sampling import default_operators, spread_operators
 
     if standing_measurements(target) is not None:
         raise ProfileError(
@@ -75,7 +77,7 @@ def profile_absent(
             emulate_profile,
             device,
             default_operators(images, seed, 0),
-            sampled=prior_operators(seed, _EMULATED if samples is None else samples),
+            sampled=spread_operators(seed, _EMULATED if samples is None else samples, _EMULATED_WORK),
             models=models,
             precisions=precisions,
             seed=seed,
@@ -132,21 +134,14 @@ def shipped_profile(device: "DeviceClass", precisions: "tuple[Precision, ...] | 
 
 
 def _emulate(device: "DeviceClass", target: Path, emulated: Callable[..., "Profile"]) -> "Profile":
-    """As a measurement is written: with a journal to resume from."""
+    """Emulate and write, with a journal to resume from."""
     from hwcost.profiles import write_profile
 
-    journal = target.with_name(f"{target.name}.emulated.partial.jsonl")
-    if journal.exists():
-        note(f"resuming the emulation that {journal} holds")
-    try:
+    with journal_beside(target, "emulation", named=".emulated") as journal:
         with progress(f"Emulating {device.name}") as report:
             made = emulated(journal=journal, progress=report)
-    except KeyboardInterrupt:
-        note(f"what was emulated so far is in {journal}: run the same command again to go on from there")
-        raise
-    with writing(target):
-        write_profile(made, target)
-    journal.unlink(missing_ok=True)
+        with writing(target):
+            write_profile(made, target)
     note(
         f"{device.name} was emulated, not timed: {target} holds what a model of its core says of the kernels that it "
         "would execute. Good for ratios and ranking, each within an interval, not for milliseconds. To measure for "

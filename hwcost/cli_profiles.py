@@ -4,7 +4,8 @@
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -40,6 +41,25 @@ def share(_: click.Context, __: click.Parameter, text: str | None) -> float | No
     if found is None or (text is not None and text.endswith("%") and 0 <= found < 1):
         return found
     raise click.BadParameter(f"a share is a percentage from 0% and below 100%, like 2%; got {text!r}")
+
+
+@contextmanager
+def journal_beside(target: Path, what: str, *, named: str = "") -> Iterator[Path]:
+    """The journal of a profile that takes long to make: told where it is resumed or left for that, and deleted once the
+    profile is written, which is for the block to do. `what` is the work in words, `named` a part of the file's name.
+    """
+    from hwcost.runtime import UnusableError
+
+    journal = target.with_name(f"{target.name}{named}.partial.jsonl")
+    if journal.exists():
+        note(f"resuming the {what} that {journal} holds")
+    try:
+        yield journal
+    except (KeyboardInterrupt, UnusableError):
+        if journal.exists():
+            note(f"what was done so far is in {journal}: run the same command again to go on from there")
+        raise
+    journal.unlink(missing_ok=True)
 
 
 def ssh_options(command: _Command) -> _Command:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwcost.hardware import Hardware
 from hwcost.ops import Conv, Gemm, Node, Operator, Precision
 from hwcost.profiles import Int8Form, Machine
 from hwcost.sizes import ROUTES, SIZES, reduced_axes, sizes
-from hwcost.tiling import ALGORITHMS, WORK, Columns, Hardware, convolution_work, product_work
+from hwcost.tiling import ALGORITHMS, WORK, Columns, convolution_work, product_work
 
 _GENERAL = (
     "log_macs",

@@ -41,8 +41,9 @@ what remains when a family has too few rows to compare."""
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 _LARGE_S = 20e-6
 _MOST_BYTES = 2**28
-_FEW_ROWS = 8  # a family of fewer borrows from its relatives
-_RELATIVES = ("node.", "elementwise.", "boundary.")
+_RELATIVES = {("node.", "elementwise.", "boundary."): 8, ("conv.",): 24}
+"""Families that are relatives, and of how few rows one of them may borrow from the others."""
+_LEAST_RELATIVES = 8
 _SMALL_GAIN = 0.02  # a more complex predictor has to be better by this share
 
 Kernel = tuple[str, Precision]
@@ -176,7 +177,7 @@ def fit_profile(
     with threadpool_limits(limits=1):
         for (name, precision), rows in sorted(groups.items()):
             fitters: dict[str, Fitter] = {predictor: kind.fit for predictor, kind in classes.items()}
-            if len(rows) < _FEW_ROWS and (relatives := _relatives(name, precision, groups, profile)) is not None:
+            if (relatives := _relatives(name, precision, groups, profile)) is not None:
                 fitters["borrowed"] = relatives
             fitted, residual = _fit_family(name, precision, rows, profile, fitters, seed, folds)
             families.append(fitted)
@@ -224,14 +225,15 @@ def _generator(seed: int, *parts: object) -> np.random.Generator:
 def _relatives(
     name: str, precision: Precision, groups: Mapping[tuple[str, Precision], Sequence[Row]], profile: Profile
 ) -> Fitter | None:
-    """Fits few rows from what the other families cost that move or map data; None for a family without such others."""
+    """Fits few rows from what their relatives cost; None for a family that needs or has none."""
+    kinds, few = next(((kinds, few) for kinds, few in _RELATIVES.items() if name.startswith(kinds)), ((), 0))
     rows = [
         row
         for (other, at), found in groups.items()
-        if other != name and at == precision and other.startswith(_RELATIVES)
+        if other != name and at == precision and other.startswith(kinds)
         for row in found
     ]
-    if not name.startswith(_RELATIVES) or len(rows) < _FEW_ROWS:
+    if len(groups[name, precision]) >= few or len(rows) < _LEAST_RELATIVES:
         return None
     features = feature_matrix(
         ((row.operator, precision) for row in rows), hardware_of(profile.machine, profile.int8_form)

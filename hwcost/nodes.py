@@ -129,9 +129,7 @@ class Graph:
         return self.origins.get(node.name.removesuffix("_nchwc")) if node.domain == "com.microsoft.nchwc" else None
 
     def int8(self, activations: str, weights: str) -> Precision:
-        """Int8 in the formats of these two tensors; where the graph is not this machine's, in the device's own."""
-        if self.portable:
-            return INT8
+        """Int8 in the formats of these two tensors."""
         return Precision(
             8, 8, "".join(self.tensor(name).dtype[0] + "8" for name in (activations, weights)).replace("i", "s")
         )

@@ -96,6 +96,11 @@ class CostModel:
             precision = Precision(precision.activation_bits, precision.activation_bits)
         return self.profile.realised_as(op, precision)
 
+    def knows(self, op: Operator, precision: Precision) -> bool:
+        """Whether an operator has a price: a row, or a fitted family."""
+        fitted = self.fit is not None and self.fit.knows(family(op), self.runs_as(op, precision))
+        return fitted or self.profile.find(op, precision) is not None
+
     def price(self, op: Operator, precision: Precision) -> Price:
         """Raises `UnknownOperatorError` for what was neither profiled nor can be predicted."""
         return self.prices([(op, precision)])[0]

@@ -1,17 +1,21 @@
 """Which operators a profile measures: those of search spaces, and a seeded sample of what other networks execute.
 
 A predictor is fitted per family and learns most from operators like those it will be asked about. So every family of
-`hwcost.prior` has a share of the sample, enough to fit and to hold out. What takes long to time is left out.
+`hwcost.prior` has a share of the sample, enough to fit and to hold out. What takes long to time is left out; where time
+grows with the work, as under emulation, large operators can be made rare instead, so that the range of sizes stays.
 """
 
 import heapq
+import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 
 from hwcost.errors import InvalidOperatorError, InvalidSpaceError
+from hwcost.features import family
 from hwcost.graph import other_kernels, supported_precisions
 from hwcost.ops import FLOAT, Operator, Precision, bytes_moved, key, weight_bytes
 from hwcost.prior import FAMILIES, Draw
@@ -26,6 +30,11 @@ _WEIGHT_ONLY_EVERY: Final = 3
 these take as long as all its other precisions, and few networks have them."""
 _MOST_DRAWS: Final = 2_000
 """Draws in vain after which a family has no more operators."""
+_WHOLE: Final = sum(share for share, _ in FAMILIES.values())
+_FIRST: Final = 4
+"""Operators of each family of predictors with which a spread sample begins."""
+_ELEMENT_WORK: Final = 30
+"""An element that is read or written is as much work as so many multiply-accumulates, which vectors do."""
 
 
 def default_operators(
@@ -38,13 +47,15 @@ def default_operators(
     return tuple(dict.fromkeys((*operators, *prior_operators(seed, count))))
 
 
-def prior_operators(seed: int, count: int | None = None) -> tuple[Operator, ...]:
+def prior_operators(seed: int, count: int | None = None, usual_work: float = math.inf) -> tuple[Operator, ...]:
     """`count` distinct operators of real networks, each family in proportion to its share (None: the whole shares).
 
-    The same for the same seed, in any process, and the first ones of any larger sample. Raises `InvalidSpaceError`.
+    Of operators with so many times `usual_work` only one in so many is kept, another drawn in its place; work is in
+    multiply-accumulates. The same for the same seed, in any process, and the first ones of any larger sample. Raises
+    `InvalidSpaceError`.
     """
-    wanted = sum(share for share, _ in FAMILIES.values()) if count is None else count
-    families = [_ranked(name, stream) for name, stream in family_streams(seed).items()]
+    wanted = _WHOLE if count is None else count
+    families = [_ranked(name, stream) for name, stream in family_streams(seed, usual_work).items()]
     merged = (op for _, _, op in heapq.merge(*families, key=lambda one: one[:2]))
     found: dict[Operator, None] = {}  # two families may draw the same
     try:
@@ -57,9 +68,39 @@ def prior_operators(seed: int, count: int | None = None) -> tuple[Operator, ...]
         ) from None
 
 
-def family_streams(seed: int) -> dict[str, Iterator[Operator]]:
-    """The distinct operators of each family, in the order of drawing, until it has no more."""
-    return {name: _stream(name, draw, seed) for name, (_, draw) in FAMILIES.items()}
+def spread_operators(seed: int, count: int | None = None, usual_work: float = math.inf) -> tuple[Operator, ...]:
+    """The operators of `prior_operators`' whole shares, or the `count` of them that tell most where each costs dearly.
+
+    First a few of every family that has a predictor of its own, as far apart in size as there are, so that little lies
+    outside of what was seen; then each family by its share, the farthest from those before first.
+    """
+    families: defaultdict[str, list[Operator]] = defaultdict(list)
+    for op in prior_operators(seed, max(count or 0, _WHOLE), usual_work):
+        families[family(op)].append(op)
+    ranked = [
+        (max(place + 1 - _FIRST, 0) / len(members), place, op)
+        for members in families.values()
+        for place, op in enumerate(_farthest_first(members))
+    ]
+    return tuple(op for _, _, op in sorted(ranked, key=lambda one: one[:2])[:count])
+
+
+def _farthest_first(operators: Sequence[Operator]) -> Iterator[Operator]:
+    """The largest, then always the one whose size is farthest from the nearest before: Gonzalez, Clustering to minimize
+    the maximum intercluster distance (1985)."""
+    counts = [(op.macs, op.input_elements, op.output_elements, op.weights) for op in operators]
+    sizes = np.log(np.array(counts, dtype=np.float64) + 1)
+    distance = sizes.sum(axis=1)
+    for _ in operators:
+        place = int(distance.argmax())
+        yield operators[place]
+        distance = np.minimum(distance, np.abs(sizes - sizes[place]).sum(axis=1))
+        distance[place] = -1.0
+
+
+def family_streams(seed: int, usual_work: float = math.inf) -> dict[str, Iterator[Operator]]:
+    """The distinct operators of each family, in the order of drawing, until it has no more; large ones are rare."""
+    return {name: _stream(name, draw, seed, usual_work) for name, (_, draw) in FAMILIES.items()}
 
 
 def sampled_requests(op: Operator, form: Int8Form) -> tuple[tuple[Operator, Precision], ...]:
@@ -82,12 +123,13 @@ def _ranked(name: str, stream: Iterator[Operator]) -> Iterator[tuple[float, str,
     raise _FamilyExhausted
 
 
-def _stream(name: str, draw: Draw, seed: int) -> Iterator[Operator]:
+def _stream(name: str, draw: Draw, seed: int, usual_work: float) -> Iterator[Operator]:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     found: set[Operator] = set()
     while True:
         drawn = (_drawn(draw, rng) for _ in range(_MOST_DRAWS))
-        op = next((op for op in drawn if op is not None and op not in found and _affordable(op)), None)
+        new = (op for op in drawn if op is not None and op not in found and _affordable(op))
+        op = next((op for op in new if _work(op) <= usual_work or rng.random() * _work(op) < usual_work), None)
         if op is None:
             return
         yield op
@@ -104,3 +146,7 @@ def _drawn(draw: Draw, rng: np.random.Generator) -> Operator | None:
 def _affordable(op: Operator) -> bool:
     activations = bytes_moved(op, FLOAT) - weight_bytes(op, FLOAT)
     return op.macs <= _MOST_MACS and activations <= _MOST_BYTES and op.weights <= _MOST_WEIGHTS
+
+
+def _work(op: Operator) -> int:
+    return op.macs + _ELEMENT_WORK * (op.input_elements + op.output_elements)

@@ -6,12 +6,12 @@ what 24 do, the last column of an odd row costs as much as three. The loops are 
 products, unfolded input), `qlinearconv.cc`, `qgemm.h` and `qdwconv` (int8). Everything is vectorised over operators.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hwcost.hardware import Hardware
 
 Counts = NDArray[np.int64]
 Columns = dict[str, Counts]
@@ -57,59 +57,6 @@ WORK = (
 `..._again_l1`, `..._l2`: bytes read once more that do not fit the first or second cache."""
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """What of a machine decides how kernels tile: floats in a vector, whether float convolutions run in blocks of
-    channels, the number formats of its usual int8 kernels (activations, weights), and the bytes of the caches (0 where
-    there is none)."""
-
-    lanes: int = 8
-    blocked: bool = True
-    int8_form: str = "u8u8"
-    l1: int = 32 * 1024
-    l2: int = 512 * 1024
-    l3: int = 16 * 1024 * 1024
-
-    @classmethod
-    def of(
-        cls, features: Sequence[str], architecture: str, cache_bytes: Mapping[str, int], int8_form: str = int8_form
-    ) -> "Hardware":
-        """From what a profile tells of its machine; what it does not tell is as on a common core of a server."""
-        arm = architecture.lower().startswith(("aarch64", "arm"))
-        return cls(
-            lanes=4 if arm else 16 if "avx512f" in features else cls.lanes,
-            blocked=not arm,
-            int8_form=int8_form,
-            l1=cache_bytes.get("L1d", cls.l1),
-            l2=cache_bytes.get("L2", cls.l2),
-            l3=cache_bytes.get("L3", 0 if cache_bytes else cls.l3),
-        )
-
-    @property
-    def positions(self) -> int:
-        """Neighbouring outputs that one float convolution tile holds."""
-        return 6 if self.lanes == 16 else 3
-
-    @property
-    def product_rows(self) -> int:
-        """Rows of a float product's tile."""
-        return {16: 12, 8: 6}.get(self.lanes, 4)
-
-    @property
-    def product_columns(self) -> int:
-        return max(2 * self.lanes, 16)
-
-    @property
-    def indirect_tile(self) -> tuple[int, int]:
-        """Outputs and channels of a tile of the int8 kernels for signed weights."""
-        return {16: (6, 64), 8: (4, 16)}.get(self.lanes, (2, 8))
-
-    @property
-    def int8_tasks(self) -> int:
-        """Tasks that one thread makes of a quantised convolution at most."""
-        return 5 if self.blocked else 64
-
-
 def _up(count: Counts, unit: Counts | int) -> Counts:
     """Quotient rounded up."""
     return -(-count // unit)
@@ -148,7 +95,26 @@ def _blocked_algorithm(s: Columns, hardware: Hardware) -> Counts:
     blocked &= np.where(grouped, (taken % block == 0) & (made % block == 0), taken % 4 == 0)
     product = in_place & (s["stride_height"] == 1) & (s["stride_width"] == 1)
     expanded = made > s["out_height"] * s["out_width"]
-    return np.select([first, blocked & in_place, blocked, depthwise, product, ~expanded], [0, 1, 2, 3, 4, 5], 6)
+    # On Arm a kernel for 3x3 windows reads their rows as they are (sconv_nchw_depthwise_multiplier_1).
+    window = (s["kernel_height"], s["kernel_width"], s["stride_height"] * s["stride_width"], s["dilation_height"])
+    rows = grouped & (taken == 1) & (made == 1) & np.all(np.array(window).T == (3, 3, 1, 1), axis=1)
+    rows &= (not hardware.blocked) & (np.maximum(s["pad_left"], s["pad_top"]) <= 1)
+    return np.select([first, blocked & in_place, blocked, depthwise | rows, product, ~expanded], [0, 1, 2, 3, 4, 5], 6)
+
+
+def _float_rows(s: Columns) -> dict[str, Counts]:
+    """Counts of the depthwise kernel that reads rows: four neighbouring outputs at a time, the ends one by one."""
+    rows = s["batch"] * s["out_channels"] * s["out_height"]
+    inner = np.maximum(s["out_width"] - 2, 0)
+    fours, ends = rows * (inner // 4), rows * (inner % 4 + 2)
+    return {
+        "cycles": 9 * fours,
+        "tiles": fours,
+        "remainders": ends,
+        "calls": rows,
+        "filter_sets": s["batch"] * s["out_channels"],
+        "activated": s["activation"] * rows * s["out_width"],
+    }
 
 
 def _float_blocked(s: Columns, algorithm: Counts, hardware: Hardware) -> dict[str, Counts]:
@@ -221,14 +187,14 @@ def _float_blocked(s: Columns, algorithm: Counts, hardware: Hardware) -> dict[st
         "activated": s["activation"] * s["batch"] * s["out_channels"] * plane,
         "activation_calls": s["activation"] * set_count * rows,
         "weights_read": 4
+        * repeats
+        // s["batch"]
         * blocks
         * block
         * deep
         * channels
         * s["kernel_height"]
-        * kernel_width
-        * repeats
-        // s["batch"],
+        * kernel_width,
         "weights_again_l1": filter_loads * (filter_bytes > 0.8 * hardware.l1),
         "inputs_again": again,
         "inputs_again_l1": again * (plane_bytes > hardware.l1),
@@ -466,7 +432,8 @@ def convolution_work(s: Columns, int8: NDArray[np.bool_], hardware: Hardware) ->
     for mask, count in (
         (indirect, lambda s, _, hardware: _int8_indirect(s, hardware)),
         (int8 & ~indirect, _int8_convolution),
-        (~int8 & (algorithm < 4), _float_blocked),
+        (~int8 & (algorithm < 4) & hardware.blocked, _float_blocked),
+        (~int8 & (algorithm == 3) & (not hardware.blocked), lambda s, *_: _float_rows(s)),
         (~int8 & (algorithm >= 4), _float_convolution_product),
     ):
         if mask.any():

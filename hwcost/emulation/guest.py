@@ -58,7 +58,7 @@ class TracedAgent(agent.Agent):
 
     def _told(self, request: agent.Request, what: bytes, number: int) -> None:
         path = self.folder / "request"
-        blobs = request._blobs
+        blobs = request.blobs
         with path.open("wb") as stream:
             # As long for every number: where memory lies depends on lengths, too.
             head = {**request.head, "number": f"{number:09d}", "blobs": [len(blob) for blob in blobs]}

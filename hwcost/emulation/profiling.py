@@ -18,6 +18,7 @@ from hwcost.emulation.instructions import kernel_path
 from hwcost.emulation.machine import Emulated, emulation_of
 from hwcost.emulation.tools import Tools
 from hwcost.errors import HwcostError, MeasurementError, UnsupportedPrecisionError
+from hwcost.features import hardware_of
 from hwcost.graph import supported_precisions
 from hwcost.int8form import choose_int8_form
 from hwcost.journal import Conditions, Journal
@@ -25,8 +26,8 @@ from hwcost.kernels import Kernel, copies, prepare
 from hwcost.machine import detect_machine
 from hwcost.measure import unpacked_realisations
 from hwcost.model import read_model
-from hwcost.ops import INT8, Elementwise, Operator, Precision, bytes_moved, key
-from hwcost.profiles import Int8Form, Machine, Profile, Row
+from hwcost.ops import FLOAT, INT8, PLAIN, Elementwise, Operator, Precision, bytes_moved, key
+from hwcost.profiles import Int8Form, Machine, Profile, Realisation, Row
 from hwcost.runtime import EndedError, Given, UnusableError, refusals
 from hwcost.sampling import sampled_requests
 from hwcost.timing import Request, Timing
@@ -36,6 +37,15 @@ Progress = Callable[[int, int, str], None]
 
 _CALL: Final[Request] = (Elementwise("add", (1, 24, 4, 4)), INT8)
 """A small kernel, for the cost of a call."""
+_MOST_UNPACKED: Final = 1_000_000
+"""Weights of few bits beside float activations, of a sampled operator."""
+_UNBLOCKED: Final = Realisation(
+    kind="conv",
+    precision=PLAIN,
+    runs_as=FLOAT,
+    native=True,
+    description="float kernel; the runtime has no blocked layouts for this core",
+)
 
 
 def emulate_profile(
@@ -63,10 +73,11 @@ def emulate_profile(
         machine = _machine(device, runtime)
         form = choose_int8_form(runtime, seed=seed)
         requests = [(op, precision) for op in operators for precision in supported_precisions(op)]
-        requests += [request for op in sampled for request in sampled_requests(op, form)]
+        requests += [request for op in sampled for request in sampled_requests(op, form) if not _is_slow(request)]
         exact = [(op, precision) for model in models for _, op, precision in read_model(model, runtime=runtime).layers]
         requests = [*exact, *(one for one in requests if precisions is None or one[1] in precisions)]
-        wanted = tuple(dict.fromkeys((op, precision.usual_on(form)) for op, precision in requests))
+        blocked = hardware_of(machine, form).blocked
+        wanted = tuple(dict.fromkeys((op, _kernel(precision, form, blocked)) for op, precision in requests))
         if not wanted:
             raise UnsupportedPrecisionError(
                 f"an emulated profile holds precisions that have a kernel, got {', '.join(map(str, precisions or ()))} "
@@ -93,9 +104,20 @@ def emulate_profile(
         run_overhead_s=call_s,
         noise_floor=0.0,
         notes=(*_notes(device), *((f"{refused} operators were left out, the runtime refused them",) * bool(refused))),
-        realisations=tuple(unpacked_realisations(rows)),
+        realisations=(*unpacked_realisations(rows), *(() if blocked else (_UNBLOCKED,))),
         rows=rows,
     )
+
+
+def _kernel(precision: Precision, form: Int8Form, blocked: bool) -> Precision:
+    """The precision whose kernel a core runs of its own accord, without that kernel's name."""
+    return FLOAT if precision == PLAIN and not blocked else precision.usual_on(form)
+
+
+def _is_slow(request: Request) -> bool:
+    """Whether it is a large product with weights alone in few bits: each of several kernels is tried, minutes long."""
+    op, precision = request
+    return precision.weight_bits < precision.activation_bits and op.weights > _MOST_UNPACKED
 
 
 def _name(request: Request) -> str:

@@ -25,6 +25,7 @@ COVERAGE = 0.90
 
 _LOG_RANGE = (math.log(1e-10), math.log(1e5))
 _TOLERANCE = 0.25  # how far outside the fitted range (natural log) an operator may lie before it is an extrapolation
+_OCTAVE = math.log(2.0)
 _RANGE_COLUMNS = [column(name) for name in RANGE_FEATURES]
 _SIZES = len(SIZE_FEATURES)  # the first of the range
 _KNOTS = 6
@@ -107,8 +108,8 @@ class Calibration:
 
     `log_width`: half-width that held `COVERAGE` of the held-out rows, where `spread` is 1; never below `floor`.
     `systematic`: (below, above), added for rows that were not measured, whose error all rows share. `lows`, `highs`:
-    the fitted range of `RANGE_FEATURES`; outside it the interval widens by its own width per octave, and the estimate
-    is flagged.
+    the fitted range of `RANGE_FEATURES`; outside it the interval widens by its own width per octave, but by no more
+    than a factor of two (costs grow with a size, and no faster than by its square), and the estimate is flagged.
     """
 
     log_width: float
@@ -157,10 +158,11 @@ class Calibration:
         seen = features[:, _RANGE_COLUMNS]
         outside = np.maximum(np.maximum(self.lows - seen, seen - self.highs), 0.0)
         farthest = outside.max(axis=1)
-        octaves = np.maximum(outside[:, :_SIZES].max(axis=1), np.minimum(farthest, 1.0)) / math.log(2.0)
+        octaves = np.maximum(outside[:, :_SIZES].max(axis=1), np.minimum(farthest, 1.0)) / _OCTAVE
         extrapolated = farthest > _TOLERANCE
         log_latency = np.clip(log_latency, *_LOG_RANGE)
-        width = self.widths(features, log_latency) * (1.0 + np.where(extrapolated, octaves, 0.0))
+        width = self.widths(features, log_latency)
+        width = width + np.where(extrapolated, octaves, 0.0) * np.minimum(width, _OCTAVE)
         low = np.exp(np.clip(log_latency - width - self.systematic[0], *_LOG_RANGE))
         high = np.exp(np.clip(log_latency + width + self.systematic[1], *_LOG_RANGE))
         return Estimate(np.exp(log_latency), low, high, extrapolated)

@@ -1,7 +1,7 @@
 """For a family of a few rows: what all its relatives cost, times how much more these rows cost than that.
 
-Relatives are the families that move or map data at the same precision. Their sum of counts knows starts, bytes and
-spans, and the factor is what one operator type's arithmetic adds to them.
+Relatives are families at the same precision: those that move or map data, whose sum of counts knows starts, bytes and
+spans, so that the factor is what one operator type's arithmetic adds; and the kinds of convolutions.
 """
 
 from dataclasses import dataclass

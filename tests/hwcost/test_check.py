@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import helper
-from onnx_models import Builder, float_model
+from onnx_models import Builder, float_model, quantised_model
 
 from hwcost.check import Check, check_model, predict_model
 from hwcost.devices import load_device
@@ -15,7 +15,7 @@ from hwcost.errors import MeasurementError, ModelError, UnknownOperatorError
 from hwcost.estimate import estimate_profile
 from hwcost.measure import profile_machine
 from hwcost.model import read_model
-from hwcost.ops import FLOAT, Conv
+from hwcost.ops import FLOAT, INT8, Boundary, Conv, Precision
 from hwcost.pricing import CostModel
 from hwcost.profiles import Profile
 
@@ -98,6 +98,46 @@ def test_another_machine_is_predicted_without_this_machines_layouts(model: Path,
     assert prediction.warnings[0].startswith("profile rpi4 is of Cortex-A72 (estimated), this is ")
     assert prediction.total.sources == ("estimated",)
     assert all(operator.operator.kind != "boundary" or operator.name == "flatten7" for operator in prediction.operators)
+
+
+def test_another_machines_int8_kernels_are_those_of_the_files_formats_as_far_as_they_were_profiled(
+    tmp_path: Path,
+) -> None:
+    path = quantised_model(tmp_path / "q.onnx")
+    operators = [op for _, op, _ in read_model(path, layout="portable").layers]
+    profile = estimate_profile(load_device("rpi4"), operators)
+    products = {op for op in operators if op.macs}
+
+    def runs_as(profile: Profile) -> set[str]:
+        priced = predict_model(path, CostModel(profile)).operators
+        return {str(one.price.runs_as) for one in priced if one.operator in products}
+
+    assert runs_as(profile) == {"w8a8"}
+    named = [
+        row.model_copy(update={"precision": Precision(8, 8, "u8u8")})
+        for row in profile.rows
+        if row.precision == INT8 and row.operator in products
+    ]
+    assert runs_as(Profile.model_validate(dict(profile) | {"rows": (*profile.rows, *named)})) == {"w8a8:u8u8"}
+
+
+def test_on_x86_signed_activations_become_unsigned(tmp_path: Path) -> None:
+    arm = estimate_profile(load_device("rpi4"), [Conv(3, 4, 8, 8, (1, 1))])
+    x86 = arm.model_copy(update={"machine": arm.machine.model_copy(update={"architecture": "x86_64"})})
+    named = [row.model_copy(update={"precision": Precision(8, 8, "u8s8")}) for row in arm.rows if row.precision == INT8]
+    build = Builder()
+    scale, zero = build.constant(np.float32(0.05)), build.constant(np.int8(0))
+    x = build.node("DequantizeLinear", build.node("QuantizeLinear", "x", scale, zero), scale, zero)
+    codes = build.constant(build.rng.integers(-100, 100, (4, 3, 1, 1)).astype(np.int8))
+    y = build.node("Conv", x, build.node("DequantizeLinear", codes, scale, zero), kernel_shape=[1, 1])
+    y = build.node("DequantizeLinear", build.node("QuantizeLinear", y, scale, zero), scale, zero)
+    path = build.save(tmp_path / "q.onnx", [1, 3, 8, 8], y)
+    boundaries = [Boundary("quantize", (1, 3, 8, 8)), Boundary("dequantize", (1, 4, 8, 8))]
+    ends = estimate_profile(load_device("rpi4"), boundaries).rows
+    for profile, expected in ((arm, "w8a8"), (x86, "w8a8:u8s8")):
+        whole = Profile.model_validate(dict(profile) | {"rows": (*profile.rows, *named, *ends)})
+        convs = [one for one in predict_model(path, CostModel(whole)).operators if one.operator.kind == "conv"]
+        assert [str(one.price.runs_as) for one in convs] == [expected]
 
 
 def test_an_unknown_node_is_an_error_unless_its_share_is_wanted(tmp_path: Path, estimated: Profile) -> None:

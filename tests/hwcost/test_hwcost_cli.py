@@ -145,7 +145,7 @@ def test_an_interrupted_measurement_keeps_its_journal(folder: Path) -> None:
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert f"what was timed so far is in {journal}: run the same command again to go on from there" in err
+    assert f"what was done so far is in {journal}: run the same command again to go on from there" in err
     assert not out.exists() and journal.exists()
 
 

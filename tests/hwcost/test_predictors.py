@@ -248,6 +248,18 @@ def test_an_unseen_kernel_size_is_an_extrapolation() -> None:
     assert calibration.estimate(unseen, np.zeros(1)).extrapolated.all()
 
 
+@pytest.mark.parametrize(("residual", "per_octave"), [(0.05, 0.05), (3.0, math.log(2))])
+def test_outside_of_what_was_fitted_an_interval_grows_by_its_width_or_a_factor_of_two_an_octave(
+    residual: float, per_octave: float
+) -> None:
+    features = feature_matrix((Conv.square(32, 32, size, 3), INT8) for size in (4, 8, 16))
+    calibration = Calibration.of(features, np.full(20, residual))
+    outside = feature_matrix((Conv.square(32, 32, size, 3), INT8) for size in (32, 64))  # two octaves of work each
+    estimate = calibration.estimate(outside, np.zeros(2))
+    widths = np.log(estimate.high_s)
+    assert widths[1] - widths[0] == pytest.approx(2 * per_octave) and widths[0] > residual
+
+
 def test_features_of_another_width_are_refused() -> None:
     features, latency_s = plausible_rows(0, 5)
     fitted = FlopsPredictor.fit(features, latency_s, np.random.default_rng(0))

@@ -2,18 +2,21 @@
 
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import islice
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+import hwcost
 from hwcost.errors import InvalidSpaceError
 from hwcost.features import family
 from hwcost.graph import supported_precisions
 from hwcost.ops import FLOAT, INT8, BoundaryFunction, Conv, ElementwiseFunction, Gemm, PoolFunction
 from hwcost.prior import FAMILIES
-from hwcost.sampling import default_operators, family_streams, prior_operators, sampled_requests
+from hwcost.profiles import read_profile
+from hwcost.sampling import default_operators, family_streams, prior_operators, sampled_requests, spread_operators
 from hwcost.space import SearchSpace
 
 IMAGES = ((1, 8, 8), (3, 32, 32))
@@ -72,6 +75,41 @@ def test_the_default_profile_holds_the_search_spaces_of_its_images() -> None:
     assert len(set(operators)) == len(operators)
     for image in IMAGES:
         assert set(SearchSpace.for_image(image, 10).operators()) <= set(operators)
+
+
+def test_a_spread_sample_begins_with_a_few_of_every_kind_as_far_apart_as_there_are() -> None:
+    sample, whole = spread_operators(7, 460, 1e7), prior_operators(7, None, 1e7)
+    assert set(sample) < set(whole) == set(spread_operators(7, None, 1e7))
+    assert sample[:50] == spread_operators(7, 50, 1e7)
+    counts, all_counts = Counter(map(family, sample)), Counter(map(family, whole))
+    assert all(counts[name] >= min(count, 4) for name, count in all_counts.items())
+    for name in ("conv.dense", "pool.max", "node.LayerNormalization", "elementwise.add"):
+        sizes = [op.output_elements for op in sample if family(op) == name]
+        every = [op.output_elements for op in whole if family(op) == name]
+        assert max(sizes) > max(every) / 4 and min(sizes) < min(every) * 4
+
+
+def test_large_operators_are_rare_where_work_is_dear_but_there() -> None:
+    usual, dear = prior_operators(7, 800), prior_operators(7, 800, 1e6)
+    large = [sum(op.macs > 1e6 for op in sample) for sample in (usual, dear)]
+    assert 0 < large[1] < large[0] / 2
+    assert sum(op.macs for op in dear) < sum(op.macs for op in usual) / 4
+
+
+def test_the_emulated_profile_that_ships_knows_every_kind_of_operator_but_those_of_blocked_layouts() -> None:
+    profile = read_profile(Path(hwcost.__file__).parent / "devices" / "rpi4.profile.json")
+    drawn = Counter(map(family, prior_operators(0, None, 1e7)))
+    rows = Counter(family(op) for op in {row.operator for row in profile.rows})
+    blocked = ("boundary.reorder", "node.Upsample")
+    missing = {name for name, count in drawn.items() if rows[name] < min(count, 3) and not name.startswith(blocked)}
+    assert not missing
+    forms = {
+        name: {f"w8a8{form}" for form in ("", ":u8s8", ":u8u8")} for name in ("conv.dense", "conv.depthwise", "gemm")
+    }
+    found = defaultdict(set)
+    for row in profile.rows:
+        found[family(row.operator)].add(str(row.precision))
+    assert all(form in found[name] for name, wanted in forms.items() for form in wanted)
 
 
 def test_an_endless_sample_is_an_error() -> None:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from hwcost.features import FEATURE_NAMES, feature_matrix
+from hwcost.hardware import Hardware
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Gemm, Operator, Precision
-from hwcost.tiling import ALGORITHMS, Hardware, _valid_taps
+from hwcost.tiling import ALGORITHMS, _valid_taps
 
 AVX512 = Hardware.of(("avx512f", "avx2"), "x86_64", {"L1d": 32768, "L2": 1048576})
 VNNI = Hardware.of(("avx512f", "avx2", "avx512_vnni"), "x86_64", {"L1d": 32768, "L2": 1048576}, "u8s8")
@@ -50,6 +51,22 @@ def test_wider_vectors_block_wider_and_arm_not_at_all() -> None:
     assert _algorithm(Conv.square(16, 32, 32, 3), FLOAT, AVX512) == "direct"
     assert _algorithm(Conv.square(16, 32, 32, 3), FLOAT, NEON) == "unfolded"
     assert NEON.l3 == 0 and NEON.lanes == 4
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        (Conv.square(24, 24, 32, 3, groups=24), "depthwise"),
+        (Conv.square(24, 24, 32, 3, stride=2, groups=24), "unfolded"),
+        (Conv.square(24, 24, 32, 5, groups=24), "unfolded"),
+        (Conv(24, 24, 32, 32, (3, 3), dilation=(2, 2), pads=(2, 2, 2, 2), groups=24), "unfolded"),
+        (Conv(24, 48, 32, 32, (3, 3), pads=(1, 1, 1, 1), groups=24), "unfolded"),
+    ],
+)
+def test_arm_reads_rows_of_some_depthwise_windows_and_unfolds_the_others(op: Conv, expected: str) -> None:
+    assert _algorithm(op, FLOAT, NEON) == _algorithm(op, PLAIN, NEON) == expected
+    counts = _counts(op, FLOAT, NEON)
+    assert counts["cycles"] > 0 and (counts["unfolded"] + counts["strided"] > 0) == (expected == "unfolded")
 
 
 def test_a_started_tile_costs_a_whole_one() -> None:

@@ -1,0 +1,57 @@
+"""What of a machine decides how the runtime's kernels loop; `hwcost.tiling` counts the loops."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What of a machine decides how kernels tile: floats in a vector, whether float convolutions run in blocks of
+    channels, the number formats of its usual int8 kernels (activations, weights), and the bytes of the caches (0 where
+    there is none)."""
+
+    lanes: int = 8
+    blocked: bool = True
+    int8_form: str = "u8u8"
+    l1: int = 32 * 1024
+    l2: int = 512 * 1024
+    l3: int = 16 * 1024 * 1024
+
+    @classmethod
+    def of(
+        cls, features: Sequence[str], architecture: str, cache_bytes: Mapping[str, int], int8_form: str = int8_form
+    ) -> "Hardware":
+        """From what a profile tells of its machine; what it does not tell is as on a common core of a server."""
+        arm = architecture.lower().startswith(("aarch64", "arm"))
+        return cls(
+            lanes=4 if arm else 16 if "avx512f" in features else cls.lanes,
+            blocked=not arm,
+            int8_form=int8_form,
+            l1=cache_bytes.get("L1d", cls.l1),
+            l2=cache_bytes.get("L2", cls.l2),
+            l3=cache_bytes.get("L3", 0 if cache_bytes else cls.l3),
+        )
+
+    @property
+    def positions(self) -> int:
+        """Neighbouring outputs that one float convolution tile holds."""
+        return 6 if self.lanes == 16 else 3
+
+    @property
+    def product_rows(self) -> int:
+        """Rows of a float product's tile."""
+        return {16: 12, 8: 6}.get(self.lanes, 4)
+
+    @property
+    def product_columns(self) -> int:
+        return max(2 * self.lanes, 16)
+
+    @property
+    def indirect_tile(self) -> tuple[int, int]:
+        """Outputs and channels of a tile of the int8 kernels for signed weights."""
+        return {16: (6, 64), 8: (4, 16)}.get(self.lanes, (2, 8))
+
+    @property
+    def int8_tasks(self) -> int:
+        """Tasks that one thread makes of a quantised convolution at most."""
+        return 5 if self.blocked else 64
