@@ -264,7 +264,13 @@ def alone(name: str, profile: Profile, fit: Fit, judged: Sequence[Judged], seed:
             among = fit.composition
             layers[layer] = latency_s if among is None else among.inside_s(layer[0], group[1], latency_s)
     prices = {layer: latency_s for layers in asked.values() for layer, latency_s in layers.items()}
-    return [Predicted(profile.run_overhead_s + sum(prices[layer] for layer in one.layers), None) for one in judged]
+
+    def whole_s(one: Judged) -> float:
+        kernels = [(op, cost_model.runs_as(op, precision), 1) for op, precision in one.layers]
+        memory_s = 0.0 if fit.composition is None else fit.composition.memory_s(kernels)
+        return profile.run_overhead_s + memory_s + sum(prices[layer] for layer in one.layers)
+
+    return [Predicted(whole_s(one), None) for one in judged]
 
 
 def table(way: Sequence[Predicted], judged: Sequence[Judged]) -> dict[str, Any]:
