@@ -122,6 +122,27 @@ RANGE_FEATURES = (
 )
 """The columns whose fitted range an operator must lie in, or its price is an extrapolation."""
 
+RISING = (
+    "log_macs",
+    "log_macs_tiled_8",
+    "log_macs_tiled_16",
+    "log_bytes",
+    "log_read_bytes",
+    "log_output_bytes",
+    "log_weight_bytes",
+    "log_reduction",
+    "log_window_elements",
+    "log_input_elements",
+    "log_output_elements",
+    "log_weights",
+    "log_in_channels",
+    "log_out_channels",
+    "log_plane",
+    "log_output_plane",
+    "log_runs",
+)
+"""The columns of which more never takes less time while all others stay."""
+
 _INDEX = {name: column for column, name in enumerate(FEATURE_NAMES)}
 
 
