@@ -45,7 +45,7 @@ from hwcost.profiles import Profile, Row, write_profile
 from hwcost.runtime import time_model
 
 BENCHMARK: Final = Benchmark("predictors", __doc__ or "")
-PASSES: Final = 4
+PASSES: Final = 6
 TIMED_KERNELS: Final = 2000
 MISSED: Final = 0.1
 STRICT: Final = "every kernel predicted"
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="folder of networks, timings, profile and fit (default: a temporary one)"
     )
-    parser.add_argument("--budget", default="7m", help="of `hwcost profile` (default: 7m)")
+    parser.add_argument("--budget", default="7.5m", help="of `hwcost profile` (default: 7.5m)")
     parser.add_argument("--networks", type=int, default=48, help="random ones, beside the onnx package's (default: 48)")
     run(parser.parse_args())
 

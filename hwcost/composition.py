@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from hwcost.ops import Operator, Precision, bytes_moved, weight_bytes
+from hwcost.ops import Node, Operator, Precision, bytes_moved, weight_bytes
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
@@ -94,8 +94,8 @@ def bytes_from_memory(layers: Layers, held_bytes: float) -> Values:
     weights = tensors = largest = 0.0
     all_weights = 0
     for op, precision, count in layers:
-        stored = weight_bytes(op, precision)
-        moved = bytes_moved(op, precision) - stored
+        moved = bytes_moved(op, precision) - weight_bytes(op, precision)
+        stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weight_bytes(op, precision)  # not its table
         weights += count * stored * (1 - _between(stored, *_ALONE_BYTES))
         tensors += count * moved * _between(moved, *_NEAR_BYTES)
         all_weights += count * stored

@@ -228,7 +228,7 @@ def _node_sizes(op: Node) -> dict[str, int]:
     own = _tensor_sizes(main.shape)
     attributes: dict[str, Any] = json.loads(op.attributes)
     shape = first.shape if op.op_type not in ("Concat", "QLinearConcat") else written.shape
-    axis = attributes.get("axis", -1)
+    axis = attributes.get("axis", 0 if op.op_type == "Gather" else -1)
     inside = math.prod(shape[axis % len(shape) :]) if shape else 1
     run, route = _span(op, first.shape, written.shape, attributes)
     others = [tensor.elements for tensor in op.reads if tensor.shape and not tensor.values]
@@ -248,6 +248,17 @@ def _node_sizes(op: Node) -> dict[str, int]:
         "kernel_height": kernel[0] if kernel else attributes.get("size", 1),
         "kernel_width": kernel[1] if len(kernel) > 1 else 1,
     }
+    if op.op_type == "Gather":  # touches what it copies, however long its table is
+        table, indices = op.reads[:2]
+        place = axis % len(table.shape)
+        own |= _tensor_sizes(written.shape) | {
+            "run": math.prod(table.shape[place + 1 :]),
+            "smallest": min(written.elements, table.elements),
+            "input_elements": written.elements,
+            "weights": 0,
+            "read_bytes": written.bytes + (0 if indices.values else indices.bytes),
+            "scratch": 1 if table.constant else own["scratch"],
+        }
     if op.op_type == "QLinearConcat":
         scaled = zip(op.inputs[2::3], op.inputs[3::3], strict=True)
         own["mapped"] = sum(TensorType.parse(x).elements for x, scale in scaled if not scale.endswith(":1"))

@@ -207,6 +207,11 @@ def test_weights_that_no_cache_holds_were_timed_from_memory_already() -> None:
     assert 0 < some < 3 * 4 * 8192 * 1536
 
 
+def test_of_a_table_only_the_rows_that_are_looked_up_are_touched() -> None:
+    table = Node("Gather", ("=float32[200000,64]", "int64[1,40]"), ("float32[1,40,64]",), '{"axis":0}')
+    assert not bytes_from_memory([(table, FLOAT, 1)], MEBIBYTE).any()
+
+
 def test_how_much_caches_hold_is_found_by_networks_left_out() -> None:
     assert [Made(60, noise=0.005, seed=seed).compose().held_bytes for seed in range(5)] == [HELD_BYTES[HELD]] * 5
 
