@@ -59,9 +59,11 @@ SIZES = (
     "route",
     "shape",
     "constant",
+    "branches",
 )
 """Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
-window without weights; `route`: 1 + the index in `ROUTES`; bytes are 0 where the precision decides."""
+window without weights; `branches`: on elements, taken or not by what these are; `route`: 1 + the index in `ROUTES`;
+bytes are 0 where the precision decides."""
 
 _NOTHING = {
     "pad_top",
@@ -75,7 +77,7 @@ _NOTHING = {
     "parameters",
     "macs",
 }
-_NOTHING |= {"read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route", "shape"}
+_NOTHING |= {"branches", "read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route", "shape"}
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
 
@@ -274,6 +276,9 @@ def _node_sizes(op: Node) -> dict[str, int]:
             "out_width": written.shape[3],
             "run": written.shape[3],
             "shape": 4,
+            "branches": written.elements * math.prod(kernel)
+            if op.op_type == "MaxPool" and first.dtype != "float32"
+            else 0,
         }
     matrices = [tensor for tensor in op.reads if len(tensor.shape) > 1]
     if "MatMul" in op.op_type and len(written.shape) > 1 and len(matrices) == 2:
