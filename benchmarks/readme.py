@@ -31,6 +31,10 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %" if abs(share) < 0.1 else f"{100 * share:.0f} %"
 
 
+def signed(share: float) -> str:
+    return f"{100 * share:+.1f} %"
+
+
 def circumstances(document: dict[str, Any]) -> str:
     machine, versions = document["machine"], document["versions"]
     return (
@@ -149,10 +153,13 @@ def predictors(document: dict[str, Any]) -> str:
     noise = sorted(one["noise"] for one in networks)
     fastest, slowest = (pick(min(one["samples_s"]) for one in networks) for pick in (min, max))
     strict = "every kernel predicted"
-    missed = sorted(
-        (one for one in networks if abs(one["error"][strict]) > 0.1), key=lambda one: -abs(one["error"][strict])
-    )
-    misses = ", ".join(f"{one['name']} {one['bits']}-bit {100 * one['error'][strict]:+.0f} %" for one in missed)
+    over = sum(abs(one["error"][strict]) > 0.1 for one in networks)
+    misses = [
+        (f"{one['name']} {one['bits']}-bit", *(signed(one[name]) for name in ("error", "kernels", "composition")),
+         ", ".join(f"{name} {signed(share)}" for name, share in one["families"].items() if abs(share) >= 0.005) or "-",
+         percent(one["spread"]))
+        for one in document["misses"]
+    ]  # fmt: skip
     return "\n\n".join(
         (
             f"{len(networks)} networks that are not the profile's, {fastest * 1e3:.2f} to {slowest * 1e3:.0f} ms: the "
@@ -165,7 +172,11 @@ def predictors(document: dict[str, Any]) -> str:
             table(columns, rows),
             f"Noise floor: the two fastest of {len(networks[0]['samples_s'])} passes lie "
             f"{percent(noise[len(noise) // 2])} apart (median), {percent(noise[int(0.9 * len(noise))])} or more for "
-            f"one network in ten. Beyond 10 %: {misses or 'none'}.",
+            "one network in ten.",
+            f"Beyond 10 %: {over} of {len(networks)} networks. Every kernel of {'these' if over else 'the worst'} was "
+            "timed too: `kernels` is what all their errors amount to, `composition` what the sum of measured kernels "
+            "is off, as shares of the network's latency; `spread`: its slowest pass over its fastest.",
+            table(("network", "error", "kernels", "composition", "of the kernels, most", "spread"), misses),
             f"Of {single['all']['kernels']:,} kernels of these networks, a random sample that was timed one by one, "
             f"{percent(single['all']['within_10'])} are predicted within 10 %. Of the "
             f"{single['large']['kernels']:,} over 20 us {percent(single['large']['within_10'])}, within 5 % "

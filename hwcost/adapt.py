@@ -245,9 +245,9 @@ def _shifted_fit(fit: Fit, adapted: Profile, factor: float) -> Fit:
             families.append(_shifted_family(entry, rows, adapted))
     composition = fit.composition
     if composition is not None:
-        rates = {name: rate * factor for name, rate in composition.weight_s_per_byte.items()}
+        rates = {name: rate * factor for name, rate in composition.memory_s_per_byte.items()}
         composition = composition.model_copy(
-            update={"kernel_s": composition.kernel_s * factor, "weight_s_per_byte": rates}
+            update={"kernel_s": composition.kernel_s * factor, "memory_s_per_byte": rates}
         )
     return Fit(adapted.device, adapted.digest, fit.seed, fit.folds, tuple(families), composition)
 

@@ -20,8 +20,10 @@ from hwcost.pricing import CostModel, Price, Total
 from hwcost.profiles import Machine, Profile
 from hwcost.runtime import Here, Runtime, time_model
 from hwcost.space import Layer
+from hwcost.speed import anchors, machine_speed, time_anchors
 
 _LISTED = 3
+_UNLIKE = 0.03  # how far a machine's speed may lie from that of its profile without a word
 """Nodes that an error names."""
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -86,14 +88,16 @@ class Prediction:
 class Check:
     """A prediction beside what was measured here: the minimum over passes, and the passes, in seconds per run.
 
-    `noise_floor`: how far passes differ, as a share; an error below it says nothing. `warnings`: reasons to distrust
-    the measurement.
+    `noise_floor`: how far passes differ, as a share; an error below it says nothing. `machine_speed`: how fast kernels
+    of the profile run now, over how fast they ran when it was made (None: it has none to time); the error is not
+    corrected by it. `warnings`: reasons to distrust the measurement.
     """
 
     prediction: Prediction
     measured_s: float
     samples_s: tuple[float, ...]
     noise_floor: float
+    machine_speed: float | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -106,7 +110,7 @@ class Check:
         return self.prediction.total.low_s <= self.measured_s <= self.prediction.total.high_s
 
     def document(self) -> dict[str, Any]:
-        """The check as JSON values: the prediction's, and `measured_s`, `error`, `noise_floor`."""
+        """The check as JSON values: the prediction's, and `measured_s`, `error`, `noise_floor`, `machine_speed`."""
         return {
             **self.prediction.document(),
             "measured_s": self.measured_s,
@@ -114,6 +118,7 @@ class Check:
             "error": self.error,
             "within_interval": self.within_interval,
             "noise_floor": self.noise_floor,
+            "machine_speed": self.machine_speed,
             "warnings": [*self.prediction.warnings, *self.warnings],
         }
 
@@ -237,7 +242,7 @@ def check_model(
     runtime: Runtime | None = None,
 ) -> Check:
     """Predict a model and run it for about `seconds`, on the machine of `runtime` (this one by default), with inputs
-    drawn from `seed`.
+    drawn from `seed`; before and after, time some of the profile's kernels, which takes another second or two.
 
     Raises like `predict_model`, and `MeasurementError` where the profile is of another machine.
     """
@@ -253,6 +258,8 @@ def check_model(
     prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered, runtime=runtime)
     file = load_model(path, shapes)
     warnings = quietness(runtime.facts())
+    rows = anchors(cost_model.profile)
+    before_s = time_anchors(cost_model.profile, rows, runtime)
     latency_s, samples_s = time_model(
         file.data(),
         example_feeds(file, seed),
@@ -263,4 +270,12 @@ def check_model(
         runtime=runtime,
     )
     spread = statistics.median(samples_s) / latency_s - 1
-    return Check(prediction, latency_s, samples_s, max(spread, cost_model.profile.noise_floor), warnings)
+    speed = machine_speed(rows, [before_s, time_anchors(cost_model.profile, rows, runtime)])
+    floor = max(spread, cost_model.profile.noise_floor)
+    if speed is not None and abs(speed - 1) > max(_UNLIKE, floor):
+        warnings = (
+            *warnings,
+            f"the profile's kernels run at {speed:.2f} times the speed that they had when it was made, so the error is "
+            "of the machine too: let it come to rest, or profile it again",
+        )
+    return Check(prediction, latency_s, samples_s, floor, speed, warnings)

@@ -3,8 +3,10 @@
 A kernel timed alone, again and again, finds caches and branch predictors as it left them. Inside a network it does not,
 and what that costs depends on what it does: arithmetic in registers hardly notices, moving data does. So every class of
 kernels has a factor, close to 1, and every change from one kernel to another may cost more or less than rows hold. And
-a kernel timed alone finds its weights in a cache, which those of a large network do not fit: so weights cost time by
-the byte, the more the larger the network. All this is what makes the predictions of the measured networks right.
+a kernel timed alone finds its weights and tensors in a cache, which those of a large network push out: so weights and
+large tensors cost time by the byte, the more the larger what a call touches, its working set. All this is what makes
+the predictions of the measured networks right; how large a working set the caches hold is what makes those right that
+were left out.
 """
 
 import math
@@ -15,45 +17,57 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from hwcost.ops import Gemm, Operator, Precision, weight_bytes
+from hwcost.ops import Node, Operator, Precision, bytes_moved, weight_bytes
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
-WeightClass = Literal["float convolution", "int8 convolution", "matrix"]
+Stream = Literal["weights", "activations"]
+"""What a kernel reads or writes that caches may have lost."""
 
 Layers = Iterable[tuple[Operator, Precision, int]]
 """Kernels at their realised precision, and how often one call executes each."""
 Values = NDArray[np.float64]
 
 CLASSES: Final = get_args(KernelClass)
-WEIGHT_CLASSES: Final = get_args(WeightClass)
-_SPREADS: Final = np.array([0.1] * len(CLASSES) + [5e-11] * len(WEIGHT_CLASSES) + [1e-7])
+STREAMS: Final = get_args(Stream)
+HELD_BYTES: Final = tuple(2**power * 1024**2 for power in range(5))
+"""Working sets that caches may hold all of, 1 to 16 MiB: which of them is chosen by networks left out."""
+_SPREADS: Final = np.array([0.05] * len(CLASSES) + [5e-11, 2e-11] + [1e-7])
 """Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and per kernel."""
 _KERNEL_S: Final = -8e-8
 """What is expected of a kernel among others: that half of what a change of kernel adds to its row is too much. Few
 networks of large kernels cannot tell that from factors."""
-_WEIGHTS: Final = slice(len(CLASSES), len(CLASSES) + len(WEIGHT_CLASSES))
+_RATES: Final = slice(len(CLASSES), len(CLASSES) + len(STREAMS))
 _LEAST: Final = 0.25
 """Share of its own latency that a kernel costs inside a network at least."""
 _ERROR: Final = 0.03
 """Standard deviation of a network's error that remains."""
 _ROUNDS: Final = 20
 _COVERAGE: Final = 0.9
-_HELD_BYTES, _HOT_BYTES, _LOST_BYTES = 2 * 1024**2, 8 * 1024**2, 32 * 1024**2
-"""Weights that caches hold all of, of a network from call to call or of a kernel that runs alone, and none of."""
+_OUTLIER: Final = 0.1
+_LOST: Final = 8
+"""A working set of so many times what the caches hold finds nothing of it there."""
+_TENSORS: Final = 2
+"""A working set is all weights, and so many times the tensors that the kernel with the largest reads and writes."""
+_NEAR_BYTES: Final = 0.25 * 1024**2, 2 * 1024**2
+"""Tensors of a kernel that are still near when the next one reads them, all and none."""
+_ALONE_BYTES: Final = 32 * 1024**2, 64 * 1024**2
+"""Weights of a kernel that caches hold, all and none, where it runs alone; what they do not hold its row contains."""
 
 
 class Composition(BaseModel):
     """What was learnt: a factor per class of kernels, seconds that every kernel takes longer (or less long) among
-    others, seconds per byte of weights from memory, and the half-widths (natural logarithm) of a network's interval,
-    where its kernels were measured and where they are predicted."""
+    others, the working set in bytes up to which caches hold all of it, seconds per byte that they do not hold, and the
+    half-widths (natural logarithm) of a network's interval, where its kernels were measured and where they are
+    predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     networks: int = Field(ge=1)
     factors: dict[KernelClass, PositiveFloat]
     kernel_s: float
-    weight_s_per_byte: dict[WeightClass, NonNegativeFloat]
+    held_bytes: PositiveFloat
+    memory_s_per_byte: dict[Stream, NonNegativeFloat]
     measured_width: NonNegativeFloat
     predicted_width: NonNegativeFloat
 
@@ -61,10 +75,10 @@ class Composition(BaseModel):
         """Seconds inside a network of a kernel that takes so many by itself."""
         return max(seconds * self.factors[kernel_class(op, precision)] + self.kernel_s, _LEAST * seconds)
 
-    def weights_s(self, layers: Layers) -> float:
-        """Seconds of one call that a network's weights cost because caches do not hold them."""
-        rates = [self.weight_s_per_byte[name] for name in WEIGHT_CLASSES]
-        return float(bytes_from_memory(layers) @ np.array(rates))
+    def memory_s(self, layers: Layers) -> float:
+        """Seconds of one call that a network costs because caches do not hold its weights and tensors."""
+        rates = [self.memory_s_per_byte[name] for name in STREAMS]
+        return float(bytes_from_memory(layers, self.held_bytes) @ np.array(rates))
 
 
 def kernel_class(op: Operator, precision: Precision) -> KernelClass:
@@ -74,17 +88,20 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
     return "float product" if op.macs else "float data"
 
 
-def bytes_from_memory(layers: Layers) -> Values:
-    """Bytes of weights that one call of a network reads from memory, by class, [weight classes]."""
-    sums, total = np.zeros(len(WEIGHT_CLASSES)), 0
+def bytes_from_memory(layers: Layers, held_bytes: float) -> Values:
+    """Bytes that one call of a network moves although kernels timed alone found them in a cache, [streams], where
+    caches hold a working set of `held_bytes`."""
+    weights = tensors = largest = 0.0
+    all_weights = 0
     for op, precision, count in layers:
-        name: WeightClass = "float convolution" if precision.activation_bits == 32 else "int8 convolution"
-        stored = weight_bytes(op, precision)
-        # What no cache holds came from memory when timed alone, too.
-        hot = 1 - _between(stored, _HOT_BYTES, _LOST_BYTES)
-        sums[WEIGHT_CLASSES.index("matrix" if isinstance(op, Gemm) else name)] += count * stored * hot
-        total += count * stored
-    return sums * _between(total, _HELD_BYTES, _LOST_BYTES)
+        moved = bytes_moved(op, precision) - weight_bytes(op, precision)
+        stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weight_bytes(op, precision)  # not its table
+        weights += count * stored * (1 - _between(stored, *_ALONE_BYTES))
+        tensors += count * moved * _between(moved, *_NEAR_BYTES)
+        all_weights += count * stored
+        largest = max(largest, moved)
+    lost = _between(all_weights + _TENSORS * largest, held_bytes, _LOST * held_bytes)
+    return np.array([weights, tensors]) * lost
 
 
 def _between(size: float, low: float, high: float) -> float:
@@ -94,19 +111,36 @@ def _between(size: float, low: float, high: float) -> float:
 
 def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
     """The change of each factor from 1, seconds per byte and per kernel: least squares on relative errors with a normal
-    prior; networks that nothing explains count less (Huber)."""
+    prior; networks that nothing explains count less (Huber), and a byte never saves time."""
     shares = sums / whole_s[:, None] * _SPREADS
     target = 1 - (overhead_s + sums[:, : len(CLASSES)].sum(axis=1) + _KERNEL_S * sums[:, -1]) / whole_s
-    weights, change = np.ones(len(whole_s)), np.zeros(len(_SPREADS))
-    for _ in range(_ROUNDS):
-        curvature = (shares * weights[:, None]).T @ shares + np.eye(len(_SPREADS)) * _ERROR**2
-        change = np.linalg.solve(curvature, (shares * weights[:, None]).T @ target)
-        error = np.abs(target - shares @ change)
-        weights = np.minimum(1.0, _ERROR / np.maximum(error, 1e-9))
+    free = np.ones(len(_SPREADS), dtype=bool)
+    change = np.zeros(len(_SPREADS))
+    while True:
+        weights, design = np.ones(len(whole_s)), shares[:, free]
+        for _ in range(_ROUNDS):
+            curvature = (design * weights[:, None]).T @ design + np.eye(int(free.sum())) * _ERROR**2
+            change[free] = np.linalg.solve(curvature, (design * weights[:, None]).T @ target)
+            error = np.abs(target - shares @ change)
+            weights = np.minimum(1.0, _ERROR / np.maximum(error, 1e-9))
+        if not (change[_RATES] < 0).any():
+            break
+        free[_RATES] &= change[_RATES] >= 0
+        change = np.zeros(len(_SPREADS))
     found: Values = change * _SPREADS
     found[-1] += _KERNEL_S
-    found[_WEIGHTS] = np.maximum(found[_WEIGHTS], 0.0)
     return found
+
+
+def _left_out(fitted: Values, judged: Values, overhead_s: float, whole_s: Values) -> Values:
+    """How far off (natural logarithm) the sums `judged` of each network come by what the others' sums `fitted` say."""
+    errors = np.zeros(len(whole_s))
+    for out in range(len(whole_s)):
+        rest = np.arange(len(whole_s)) != out
+        change = _solve(fitted[rest], overhead_s, whole_s[rest])
+        said = overhead_s + judged[out, : len(CLASSES)].sum() + judged[out] @ change
+        errors[out] = abs(math.log(max(float(said), 1e-9) / whole_s[out]))
+    return errors
 
 
 def compose(
@@ -118,34 +152,32 @@ def compose(
     whole_s: Sequence[float],
 ) -> Composition:
     """From sums of kernels in seconds by class [networks, classes], as measured and as predicted without having been
-    fitted on; bytes from memory [networks, weight classes]; kernels that one call executes [networks]; and the
-    networks' own seconds.
+    fitted on; bytes from memory for each of `HELD_BYTES` [held, networks, streams]; kernels that one call executes
+    [networks]; and the networks' own seconds.
 
-    Factors follow from the measured sums. A half-width is the 90 % quantile of the errors of networks that were left
-    out of the factors, stretched by what so few cannot show (split conformal prediction).
+    All follows from the measured sums; `held_bytes` is the one with the smallest errors of networks left out, outliers
+    cut. A half-width is the 90 % quantile of such errors, stretched by what so few cannot show (split conformal
+    prediction).
     """
     whole = np.asarray(whole_s, dtype=np.float64)
-    beside = np.column_stack([from_memory, counts])
-    sums = {"measured": np.hstack([measured, beside]), "predicted": np.hstack([predicted, beside])}
-    errors: dict[str, list[float]] = {name: [] for name in sums}
-    for out in range(len(whole)):
-        rest = np.arange(len(whole)) != out
-        change = _solve(sums["measured"][rest], overhead_s, whole[rest])
-        for name, array in sums.items():
-            said = overhead_s + array[out, : len(CLASSES)].sum() + array[out] @ change
-            errors[name].append(abs(math.log(max(float(said), 1e-9) / whole[out])))
-    change = _solve(sums["measured"], overhead_s, whole)
-    widths = {name: _quantile(found) for name, found in errors.items()}
+    designs = [np.hstack([measured, memory, counts[:, None]]) for memory in from_memory]
+    errors = [_left_out(design, design, overhead_s, whole) for design in designs]
+    best = int(np.argmin([np.minimum(error, _OUTLIER).mean() for error in errors]))
+    design = designs[best]
+    unseen = np.hstack([predicted, design[:, len(CLASSES) :]])
+    widths = [_quantile(errors[best]), _quantile(_left_out(design, unseen, overhead_s, whole))]
+    change = _solve(design, overhead_s, whole)
     return Composition(
         networks=len(whole),
         factors=dict(zip(CLASSES, (1 + change[: len(CLASSES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]),
-        weight_s_per_byte=dict(zip(WEIGHT_CLASSES, change[_WEIGHTS].tolist(), strict=True)),
-        measured_width=widths["measured"],
-        predicted_width=max(widths.values()),
+        held_bytes=HELD_BYTES[best],
+        memory_s_per_byte=dict(zip(STREAMS, change[_RATES].tolist(), strict=True)),
+        measured_width=widths[0],
+        predicted_width=max(widths),
     )
 
 
-def _quantile(errors: Sequence[float]) -> float:
+def _quantile(errors: Values) -> float:
     rank = math.ceil((len(errors) + 1) * _COVERAGE)
-    return sorted(errors)[min(rank, len(errors)) - 1] * max(1.0, rank / len(errors))
+    return float(np.sort(errors)[min(rank, len(errors)) - 1]) * max(1.0, rank / len(errors))

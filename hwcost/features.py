@@ -73,6 +73,7 @@ _GENERAL = (
     "log_lost_columns_l1",
     "log_lost_columns_l2",
     "log_copied_blocks",
+    "log_forgotten_branches",
     "read_alignment",
     "write_alignment",
     "bytes_in_l1",
@@ -94,7 +95,8 @@ none); a `fill` is the share of a tile of that width which carries something; `.
 cache, a logarithm between -3 and 3; `spilled` are the bytes where they do not. `run` is the stretch of elements that a
 kernel handles in one go (copies, normalises or reduces), `broadcast` how many outputs share the smallest input. `lost`
 are elements of a transpose whose cache lines are gone before the next elements of them are used: lines that lie a power
-of two apart share few places of a cache. `copied_blocks` are those moved by a call each."""
+of two apart share few places of a cache. `copied_blocks` are those moved by a call each, `forgotten_branches` more than
+a branch predictor remembers from one call to the next."""
 
 SIZE_FEATURES = ("log_macs", "log_bytes", "log_input_elements", "log_output_elements", "log_weights", "log_reduction")
 """The columns that say how large an operator is: the fitted range, and what makes operators near-identical."""
@@ -122,6 +124,30 @@ RANGE_FEATURES = (
     *WAYS,
 )
 """The columns whose fitted range an operator must lie in, or its price is an extrapolation."""
+
+RISING = (
+    "log_macs",
+    "log_macs_tiled_8",
+    "log_macs_tiled_16",
+    "log_bytes",
+    "log_read_bytes",
+    "log_output_bytes",
+    "log_weight_bytes",
+    "log_reduction",
+    "log_window_elements",
+    "log_input_elements",
+    "log_output_elements",
+    "log_weights",
+    "log_in_channels",
+    "log_out_channels",
+    "log_plane",
+    "log_output_plane",
+    "log_runs",
+)
+"""The columns of which more never takes less time while all others stay."""
+
+_REMEMBERED = 50_000
+"""Branches that a branch predictor remembers all of; of eight times as many it remembers none."""
 
 _INDEX = {name: column for column, name in enumerate(FEATURE_NAMES)}
 
@@ -331,6 +357,7 @@ def _general(
         "log_lost_columns_l1": lost("columns", "rows", hardware.l1),
         "log_lost_columns_l2": lost("columns", "rows", hardware.l2),
         "log_copied_blocks": _log(copied * (s["output_elements"] // np.maximum(s["block"], 1))),
+        "log_forgotten_branches": _log(s["branches"] * np.clip(_log(s["branches"] / _REMEMBERED) / math.log(8), 0, 1)),
         "read_alignment": np.where(s["planes"] > 0, _log(read_step), 0.0),
         "write_alignment": np.where(s["planes"] > 0, _log(write_step), 0.0),
         **{f"bytes_in_{name}": _fits(moved, size) for name, size in caches.items()},

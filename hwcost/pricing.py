@@ -56,14 +56,14 @@ class Price:
 
 @dataclass(frozen=True)
 class Total:
-    """A network: seconds of one call with an interval, the runtime's own share, that of weights which caches do not
-    hold, and the price of each layer in order."""
+    """A network: seconds of one call with an interval, the runtime's own share, that of weights and tensors that caches
+    do not hold, and the price of each layer in order."""
 
     latency_s: float
     low_s: float
     high_s: float
     run_overhead_s: float
-    weights_s: float
+    memory_s: float
     prices: tuple[Price, ...]
 
     @property
@@ -179,13 +179,13 @@ class CostModel:
         overhead_s = self.profile.run_overhead_s
         composition = self.fit.composition if self.fit is not None else None
         kernels = [(op, price.runs_as, 1) for (op, _), price in zip(layers, prices, strict=True)]
-        weights_s = 0.0 if composition is None else composition.weights_s(kernels)
+        memory_s = 0.0 if composition is None else composition.memory_s(kernels)
         low_s, high_s = (
-            (overhead_s + weights_s) * share + sum(price.part_s[end] for price in prices)
+            (overhead_s + memory_s) * share + sum(price.part_s[end] for price in prices)
             for end, share in enumerate((1 - COMPOSITION, 1 + COMPOSITION))
         )
-        latency_s = overhead_s + weights_s + sum(price.latency_s for price in prices)
-        return Total(latency_s, low_s, high_s, overhead_s, weights_s, prices)
+        latency_s = overhead_s + memory_s + sum(price.latency_s for price in prices)
+        return Total(latency_s, low_s, high_s, overhead_s, memory_s, prices)
 
 
 def load_cost_model(profile_path: Path) -> CostModel:

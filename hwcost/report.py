@@ -245,6 +245,8 @@ def show_check(checked: "Check") -> None:
         f"(noise floor {_percent(checked.noise_floor)}), the measurement lies "
         f"{'within' if checked.within_interval else 'OUTSIDE'} its interval"
     )
+    if checked.machine_speed is not None:
+        print(f"machine:   {checked.machine_speed:.3f} times as fast as when it was profiled (kernels timed again)")
     for warning in checked.warnings:
         print(f"beware:    {warning}")
 

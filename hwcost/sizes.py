@@ -59,9 +59,11 @@ SIZES = (
     "route",
     "shape",
     "constant",
+    "branches",
 )
 """Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
-window without weights; `route`: 1 + the index in `ROUTES`; bytes are 0 where the precision decides."""
+window without weights; `branches`: on elements, taken or not by what these are; `route`: 1 + the index in `ROUTES`;
+bytes are 0 where the precision decides."""
 
 _NOTHING = {
     "pad_top",
@@ -75,7 +77,7 @@ _NOTHING = {
     "parameters",
     "macs",
 }
-_NOTHING |= {"read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route", "shape"}
+_NOTHING |= {"branches", "read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route", "shape"}
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
 
@@ -228,7 +230,7 @@ def _node_sizes(op: Node) -> dict[str, int]:
     own = _tensor_sizes(main.shape)
     attributes: dict[str, Any] = json.loads(op.attributes)
     shape = first.shape if op.op_type not in ("Concat", "QLinearConcat") else written.shape
-    axis = attributes.get("axis", -1)
+    axis = attributes.get("axis", 0 if op.op_type == "Gather" else -1)
     inside = math.prod(shape[axis % len(shape) :]) if shape else 1
     run, route = _span(op, first.shape, written.shape, attributes)
     others = [tensor.elements for tensor in op.reads if tensor.shape and not tensor.values]
@@ -248,6 +250,17 @@ def _node_sizes(op: Node) -> dict[str, int]:
         "kernel_height": kernel[0] if kernel else attributes.get("size", 1),
         "kernel_width": kernel[1] if len(kernel) > 1 else 1,
     }
+    if op.op_type == "Gather":  # touches what it copies, however long its table is
+        table, indices = op.reads[:2]
+        place = axis % len(table.shape)
+        own |= _tensor_sizes(written.shape) | {
+            "run": math.prod(table.shape[place + 1 :]),
+            "smallest": min(written.elements, table.elements),
+            "input_elements": written.elements,
+            "weights": 0,
+            "read_bytes": written.bytes + (0 if indices.values else indices.bytes),
+            "scratch": 1 if table.constant else own["scratch"],
+        }
     if op.op_type == "QLinearConcat":
         scaled = zip(op.inputs[2::3], op.inputs[3::3], strict=True)
         own["mapped"] = sum(TensorType.parse(x).elements for x, scale in scaled if not scale.endswith(":1"))
@@ -263,6 +276,9 @@ def _node_sizes(op: Node) -> dict[str, int]:
             "out_width": written.shape[3],
             "run": written.shape[3],
             "shape": 4,
+            "branches": written.elements * math.prod(kernel)
+            if op.op_type == "MaxPool" and first.dtype != "float32"
+            else 0,
         }
     matrices = [tensor for tensor in op.reads if len(tensor.shape) > 1]
     if "MatMul" in op.op_type and len(written.shape) > 1 and len(matrices) == 2:

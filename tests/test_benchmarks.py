@@ -158,6 +158,11 @@ def test_predictors_are_judged_on_networks_without_an_operator_of_theirs(tmp_pat
     kept = json.loads((work / "timings.json").read_text())
     assert kept == {Path(path).name: kept[Path(path).name] for path in kept} and len(kept) == 6
     assert {one["predictor"] for one in document["kernels"]} >= {"chosen", "flops", "linear"}
+    beyond = {(one["name"], one["bits"]) for one in networks if abs(one["error"]["every kernel predicted"]) > 0.1}
+    assert {(one["name"], one["bits"]) for one in document["misses"]} == beyond or not beyond
+    for one in document["misses"]:
+        assert one["not_timed"] == 0 and 1 <= len(one["families"]) <= 4
+        assert one["kernels"] > -1 and one["composition"] > -1
 
 
 def test_the_wire_is_compared_with_entropy_and_with_plain_compression() -> None:

@@ -144,6 +144,7 @@ _TERMS = (
     "log_lost_columns_l1",
     "log_lost_columns_l2",
     "log_copied_blocks",
+    "log_forgotten_branches",
     "log_spilled_l1",
     "log_spilled_l2",
     "log_spilled_l3",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwcost.errors import FitError
-from hwcost.features import FEATURE_NAMES
+from hwcost.features import FEATURE_NAMES, RISING, column
 from hwcost.predictors.base import Predictor, State, Values, prefixed, take, unprefixed
 from hwcost.predictors.linear import LinearPredictor, TiledPredictor
 from hwcost.predictors.roofline import RooflinePredictor
@@ -77,6 +77,11 @@ class ResidualPredictor(Predictor):
         base = self.plain.log_latency(features)
         shares = self.plain.shares(features) if isinstance(self.plain, TiledPredictor) else features[:, :0]
         return np.column_stack([base, features, shares])
+
+    @property
+    def rising(self) -> NDArray[np.bool_]:
+        """Of which inputs more never takes less time: what the plain model says, and the features in `RISING`."""
+        return np.isin(self.columns, [0, *(1 + column(name) for name in RISING)])
 
     def log_latency(self, features: Values) -> Values:
         seen = self._seen(features)

@@ -289,7 +289,11 @@ def int8_attention(rng: np.random.Generator) -> Operator:
 
 
 def gather(rng: np.random.Generator) -> Operator:
-    """One token of many, or one of the parts that a reshape made."""
+    """One token of many, one of the parts that a reshape made, or the rows of a table that tokens stand for."""
+    if rng.random() < 0.35:
+        _, tokens, width = draw_tokens(rng)
+        table, indices = _c((pick(rng, (100, 1000, 4000, 16000)), width)), str(TensorType("int64", (1, tokens)))
+        return _node("Gather", [table, indices], [_f((1, tokens, width))], axis=0)
     tensor, index = _either(rng), str(TensorType("int64", (), True, "0"))
     shape: Shape = draw_tokens(rng)
     axis = 1

@@ -127,7 +127,8 @@ def test_errors_that_operators_share_do_not_cancel_in_a_network(source: Profile,
         networks=8,
         factors=dict.fromkeys(FACTORS, 1.0),  # type: ignore[arg-type]
         kernel_s=1e-8,
-        weight_s_per_byte={"float convolution": 1e-10, "int8 convolution": 1e-10, "matrix": 1e-10},
+        held_bytes=2**21,
+        memory_s_per_byte={"weights": 1e-10, "activations": 1e-11},
         measured_width=0.03,
         predicted_width=0.05,
     )

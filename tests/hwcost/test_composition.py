@@ -8,26 +8,29 @@ import numpy.typing as npt
 import pytest
 from pydantic import ValidationError
 
-from hwcost.composition import CLASSES, WEIGHT_CLASSES, Composition, bytes_from_memory, compose, kernel_class
+from hwcost.composition import CLASSES, HELD_BYTES, STREAMS, Composition, bytes_from_memory, compose, kernel_class
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
 
 FACTORS = np.array([1.02, 0.97, 1.12, 1.08])
-RATES = np.array([4e-11, 2e-11, 6e-11])
+RATES = np.array([4e-11, 1.5e-11])
 KERNEL_S = -1.5e-7
 OVERHEAD_S = 8e-6
 MEBIBYTE = 1024**2
+HELD = 2
 FLAT = Composition(
     networks=1,
     factors=dict.fromkeys(CLASSES, 1.0),
     kernel_s=0.0,
-    weight_s_per_byte=dict(zip(WEIGHT_CLASSES, RATES.tolist(), strict=True)),
+    held_bytes=2 * MEBIBYTE,
+    memory_s_per_byte=dict(zip(STREAMS, RATES.tolist(), strict=True)),
     measured_width=0.0,
     predicted_width=0.0,
 )
 
 
 class Made:
-    """Networks whose times follow from known factors and rates; `noise`: of the whole, log-normal."""
+    """Networks whose times follow from known factors and rates where caches hold `HELD_BYTES[HELD]`; `noise`: of the
+    whole, log-normal."""
 
     def __init__(self, count: int = 32, *, noise: float = 0.0, seed: int = 0, predicted: float = 0.1) -> None:
         rng = np.random.default_rng(seed)
@@ -35,16 +38,18 @@ class Made:
         shares = rng.dirichlet((1.0,) * len(CLASSES), count)
         self.measured = shares * size[:, None]
         self.predicted = self.measured * np.exp(rng.normal(0, predicted, self.measured.shape))
-        heavy = rng.random((count, len(WEIGHT_CLASSES))) < 0.7
-        self.from_memory = heavy * size[:, None] * rng.uniform(0, 4e9, (count, len(WEIGHT_CLASSES)))
+        moved = size[:, None] * rng.uniform(0, 6e9, (count, len(STREAMS)))
+        lost = np.exp(rng.normal(0, 1, (len(HELD_BYTES), count, 1))).cumsum(axis=0)[::-1]
+        self.candidates = moved * lost / (1 + lost)
+        self.from_memory = self.candidates[HELD]
         self.counts = np.exp(rng.uniform(np.log(10), np.log(300), count)).round()
         self.whole_s = OVERHEAD_S + self.measured @ FACTORS + self.from_memory @ RATES + self.counts * KERNEL_S
         self.whole_s *= np.exp(rng.normal(0, noise, count))
 
     def compose(self, take: slice = slice(None)) -> Composition:
         whole_s: list[float] = self.whole_s[take].tolist()
-        sums = (self.measured, self.predicted, self.from_memory, self.counts)
-        return compose(*(one[take] for one in sums), OVERHEAD_S, whole_s)
+        sums = (self.measured[take], self.predicted[take], self.candidates[:, take], self.counts[take])
+        return compose(*sums, OVERHEAD_S, whole_s)
 
     def said(self, found: Composition, sums: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The networks' seconds as a composition says them."""
@@ -56,17 +61,17 @@ def factors(found: Composition) -> npt.NDArray[Any]:
 
 
 def rates(found: Composition) -> npt.NDArray[Any]:
-    return np.array([found.weight_s_per_byte[name] for name in WEIGHT_CLASSES])
+    return np.array([found.memory_s_per_byte[name] for name in STREAMS])
 
 
 def test_known_factors_and_rates_are_found_again() -> None:
     made = Made(60)
     found = made.compose()
     assert found.networks == 60
-    np.testing.assert_allclose(factors(found), FACTORS, atol=0.015)
+    np.testing.assert_allclose(factors(found), FACTORS, atol=0.035)
     np.testing.assert_allclose(rates(found), RATES, atol=6e-12)
     assert found.kernel_s == pytest.approx(KERNEL_S, abs=8e-8)
-    np.testing.assert_allclose(made.said(found, made.measured), made.whole_s, rtol=0.01)
+    np.testing.assert_allclose(made.said(found, made.measured), made.whole_s, rtol=0.02)
 
 
 def test_nothing_to_learn_is_no_change() -> None:
@@ -162,34 +167,53 @@ def test_every_kernel_has_a_class(op: Operator, precision: Precision, name: str)
     assert kernel_class(op, precision) == name
 
 
-def test_bytes_come_from_memory_the_more_the_larger_the_network() -> None:
-    """By class, none below what caches hold, all above what they lose; and never fewer for more."""
+def test_bytes_come_from_memory_the_more_the_larger_the_working_set() -> None:
+    """None below what caches hold, all from eight times that; and never fewer for more."""
     gemm = Gemm(1, 1024, 255)  # 1 MiB of weights, a bias and no more
-    assert not bytes_from_memory([(gemm, FLOAT, 1), (Pool.global_average(8, 4, 4), FLOAT, 99)]).any()
-    assert bytes_from_memory([]).tolist() == [0, 0, 0]
+    stored = 4 * (gemm.weights + 255)
+    for layers in ([], [(gemm, FLOAT, 1)], [(gemm, FLOAT, 1), (Pool.global_average(8, 4, 4), FLOAT, 99)]):
+        assert not bytes_from_memory(layers, 2 * MEBIBYTE).any()
     shares = []
     for count in (1, 2, 4, 8, 16, 33, 60):
-        (conv, int8, matrix) = bytes_from_memory([(gemm, FLOAT, count)]).tolist()
-        assert conv == int8 == 0
-        shares.append(matrix / (count * (gemm.weights * 4 + 4 * 255)))
+        weights, tensors = bytes_from_memory([(gemm, FLOAT, count)], 2 * MEBIBYTE).tolist()
+        assert tensors == 0  # of a few kilobytes
+        assert weights >= bytes_from_memory([(gemm, FLOAT, count)], 4 * MEBIBYTE)[0]
+        shares.append(weights / (count * stored))
     assert shares[0] == 0 and 0 < shares[2] < shares[3] < 1 == shares[-1]
     assert all(one <= other for one, other in pairwise(shares))
 
 
-def test_weights_from_memory_are_counted_by_what_reads_them() -> None:
+def test_large_tensors_push_out_weights_and_each_other() -> None:
+    small, add = Gemm(1, 512, 500), Elementwise("add", (1, 64, 128, 128))  # 1 MiB; reads and writes three of 4 MiB
+    assert not bytes_from_memory([(small, FLOAT, 1)], MEBIBYTE).any()
+    weights, tensors = bytes_from_memory([(small, FLOAT, 1), (add, FLOAT, 2)], MEBIBYTE).tolist()
+    assert weights == 4 * (small.weights + 500) and tensors == 2 * 12 * MEBIBYTE
+    assert FLAT.memory_s([(add, FLOAT, 2)]) == pytest.approx(24 * MEBIBYTE * RATES[1])
+    assert FLAT.memory_s([(small, FLOAT, 1)]) == 0
+    near = Elementwise("add", (1, 8, 64, 64))  # 384 KiB, still near when they are read
+    few, more = (bytes_from_memory([(add, FLOAT, 1), (near, FLOAT, count)], MEBIBYTE)[1] for count in (0, 10))
+    assert 0 < more - few < 0.25 * 10 * 3 * 4 * near.output_elements
+
+
+def test_weights_are_counted_as_wide_as_they_are() -> None:
     conv = Conv.square(448, 448, 4, 3)  # 7 MiB in float
-    (float_bytes, none, _) = bytes_from_memory([(conv, FLOAT, 5)])
-    assert none == 0 and float_bytes == 5 * (4 * conv.weights + 4 * 448)
-    (none, int8_bytes, _) = bytes_from_memory([(conv, Precision(8, 8, "u8s8"), 20)])
-    assert none == 0 and int8_bytes == 20 * (conv.weights + 8 * 448)
-    assert FLAT.weights_s([(conv, FLOAT, 5)]) == pytest.approx(float(float_bytes) * RATES[0])
-    assert FLAT.weights_s([(Gemm(1, 64, 64), FLOAT, 1)]) == 0
+    assert bytes_from_memory([(conv, FLOAT, 5)], 2 * MEBIBYTE)[0] == 5 * (4 * conv.weights + 4 * 448)
+    assert bytes_from_memory([(conv, Precision(8, 8, "u8s8"), 20)], 2 * MEBIBYTE)[0] == 20 * (conv.weights + 8 * 448)
 
 
 def test_weights_that_no_cache_holds_were_timed_from_memory_already() -> None:
-    assert not bytes_from_memory([(Gemm(1, 8192, 1024), FLOAT, 1)]).any()  # 32 MiB
-    (_, _, some) = bytes_from_memory([(Gemm(1, 8192, 512), FLOAT, 3)])
-    assert 0 < some < 3 * 4 * 8192 * 512
+    assert not bytes_from_memory([(Gemm(1, 8192, 2048), FLOAT, 1)], MEBIBYTE).any()  # 64 MiB
+    some, _ = bytes_from_memory([(Gemm(1, 8192, 1536), FLOAT, 3)], MEBIBYTE)
+    assert 0 < some < 3 * 4 * 8192 * 1536
+
+
+def test_of_a_table_only_the_rows_that_are_looked_up_are_touched() -> None:
+    table = Node("Gather", ("=float32[200000,64]", "int64[1,40]"), ("float32[1,40,64]",), '{"axis":0}')
+    assert not bytes_from_memory([(table, FLOAT, 1)], MEBIBYTE).any()
+
+
+def test_how_much_caches_hold_is_found_by_networks_left_out() -> None:
+    assert [Made(60, noise=0.005, seed=seed).compose().held_bytes for seed in range(5)] == [HELD_BYTES[HELD]] * 5
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hwcost.energy import ENERGY_LABEL, energy_j, mac_energy_j
-from hwcost.features import FEATURE_NAMES, family, feature_matrix
+from hwcost.features import FEATURE_NAMES, column, family, feature_matrix
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision, bytes_moved
 from hwcost.sizes import ROUTES
 
@@ -140,3 +140,14 @@ def test_fewer_bits_never_cost_more_energy() -> None:
 def test_energy_of_a_gemm_adds_arithmetic_cache_and_dram() -> None:
     expected = 640 * 0.3e-12 + (64 + 10) * 12.5e-12 + (640 + 80) * 162.5e-12
     assert energy_j(Gemm(1, 64, 10), INT8) == pytest.approx(expected)
+
+
+def test_a_lookup_costs_what_it_copies_however_long_its_table_is() -> None:
+    def lookup(rows: int, tokens: int) -> Node:
+        inputs = (f"=float32[{rows},96]", f"int64[1,{tokens}]")
+        return Node("Gather", inputs, (f"float32[1,{tokens},96]",), '{"axis":0}', "", 13)
+
+    short, long, more = feature_matrix([(lookup(100, 40), FLOAT), (lookup(50000, 40), FLOAT), (lookup(100, 80), FLOAT)])
+    assert (short == long).all()
+    assert more[column("log_read_bytes")] - short[column("log_read_bytes")] == pytest.approx(math.log(2))
+    assert short[column("log_run")] == pytest.approx(math.log(96))

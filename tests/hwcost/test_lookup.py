@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hwcost.composition import CLASSES, WEIGHT_CLASSES, Composition
+from hwcost.composition import CLASSES, STREAMS, Composition
 from hwcost.energy import energy_j
 from hwcost.errors import InvalidSpaceError, TableError, UnknownOperatorError
 from hwcost.fit import fit_profile
@@ -32,7 +32,8 @@ def composed() -> CostModel:
         networks=8,
         factors=dict(zip(CLASSES, factors, strict=True)),
         kernel_s=-1e-7,
-        weight_s_per_byte=dict.fromkeys(WEIGHT_CLASSES, 1e-10),
+        held_bytes=2**21,
+        memory_s_per_byte=dict.fromkeys(STREAMS, 1e-10),
         measured_width=0.05,
         predicted_width=0.2,
     )

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hwcost.errors import FitError, UnknownPredictorError
 from hwcost.features import column, feature_matrix
 from hwcost.ops import FLOAT, INT8, Conv
 from hwcost.predictors import load_predictor, predictor_names
-from hwcost.predictors.base import Calibration
+from hwcost.predictors.base import Calibration, Predictor
 from hwcost.predictors.boosted import BoostedPredictor
 from hwcost.predictors.borrowed import BorrowedPredictor
 from hwcost.predictors.forest import ForestPredictor, Trees
@@ -22,6 +23,8 @@ from hwcost.predictors.mlp import MlpPredictor
 from hwcost.predictors.nnmeter import NnMeterPredictor
 from hwcost.predictors.roofline import RooflinePredictor
 from hwcost.testing import PredictorContract, plausible_rows
+
+Learned = TypeVar("Learned", bound=Predictor)
 
 
 class TestFlops(PredictorContract):
@@ -147,6 +150,44 @@ def test_the_tiled_model_finds_what_each_count_costs_and_each_algorithm_apart() 
     assert fitted.shares(features).sum(axis=1) == pytest.approx(1.0)
 
 
+def noisy(predictor: type[Learned], seed: int, noise: float) -> Learned:
+    """Fitted on latencies that are off by so much, natural logarithm."""
+    features, latency_s = plausible_rows(seed, 300)
+    latency_s = latency_s * np.exp(np.random.default_rng(seed).normal(0, noise, 300))
+    return predictor.fit(features, latency_s, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_boosted_correction_never_falls_where_what_costs_time_grows(seed: int) -> None:
+    fitted = noisy(BoostedPredictor, seed, 0.2)
+    generator = np.random.default_rng([seed, 1])
+    inputs = fitted._seen(plausible_rows(seed + 10, 400)[0])[:, fitted.columns]
+    before = fitted.correction(inputs)
+    assert 5 < fitted.rising.sum() < len(fitted.columns)
+    for place in np.flatnonzero(fitted.rising):
+        more = inputs.copy()
+        more[:, place] += generator.exponential(0.5, len(inputs))
+        assert (fitted.correction(more) >= before - 1e-6).all()
+    free = np.flatnonzero(~fitted.rising)
+    fewer = [fitted.correction(inputs + 0.5 * (np.arange(inputs.shape[1]) == place)) < before - 1e-6 for place in free]
+    assert np.any(fewer)
+
+
+@pytest.mark.parametrize("predictor", [RooflinePredictor, TiledPredictor, ForestPredictor, BoostedPredictor])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_more_channels_or_a_larger_map_are_not_predicted_to_take_less_time(
+    predictor: type[RooflinePredictor | TiledPredictor | ForestPredictor | BoostedPredictor], seed: int
+) -> None:
+    """Of whole tiles: a rest of a tile may well take longer than a whole one."""
+    fitted = noisy(predictor, seed, 0.05)
+    for kernel in (1, 3):
+        wider = [Conv.square(64, 16 * count, 14, kernel) for count in range(1, 24)]
+        larger = [Conv.square(64, 64, 8 * count, kernel) for count in range(1, 10)]
+        for ops in (wider, larger):
+            steps = np.diff(fitted.log_latency(feature_matrix([(op, INT8) for op in ops])))
+            assert steps.min() >= 0
+
+
 @pytest.mark.parametrize("predictor", [ForestPredictor, BoostedPredictor])
 def test_trees_in_numpy_equal_the_library_that_grew_them(predictor: type[ForestPredictor]) -> None:
     import xgboost
@@ -166,7 +207,8 @@ def test_trees_in_numpy_equal_the_library_that_grew_them(predictor: type[ForestP
 
         data = xgboost.DMatrix(inputs.astype(np.float32), label=target)
         seeds = [seed, *(int(draws.integers(2**31)) for _ in range(_BAGS - 1))]
-        bags = [xgboost.train({**_PARAMETERS, "seed": seed}, data, _ROUNDS).predict(data) for seed in seeds]
+        rising = {"monotone_constraints": tuple(model.rising.astype(int).tolist())}
+        bags = [xgboost.train({**_PARAMETERS, **rising, "seed": seed}, data, _ROUNDS).predict(data) for seed in seeds]
         expected = np.mean(bags, axis=0)
     np.testing.assert_allclose(model.correction(inputs), expected, atol=2e-6)
 

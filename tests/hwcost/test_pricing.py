@@ -20,7 +20,8 @@ COMPOSITIONS = Composition(
     networks=8,
     factors={"float product": 1.5, "int8 product": 1.25, "float data": 0.5, "int8 data": 0.75},
     kernel_s=1e-7,
-    weight_s_per_byte={"float convolution": 1e-10, "int8 convolution": 3e-10, "matrix": 2e-10},
+    held_bytes=2**21,
+    memory_s_per_byte={"weights": 3e-10, "activations": 2e-11},
     measured_width=0.05,
     predicted_width=0.2,
 )
@@ -173,7 +174,7 @@ def test_the_parts_of_a_network_add_up_to_its_interval(
 ) -> None:
     for one in (model, composed):
         total = one.price_all(layers)
-        assert total.weights_s == 0  # of such small networks caches hold all weights
+        assert total.memory_s == 0  # of such small networks caches hold all weights
         parts = [sum(price.part_s[end] for price in total.prices) for end in (0, 1)]
         overhead = [total.run_overhead_s * share for share in (1 - COMPOSITION, 1 + COMPOSITION)]
         assert [total.low_s, total.high_s] == pytest.approx(np.add(parts, overhead))
@@ -186,13 +187,13 @@ def test_weights_that_caches_do_not_hold_cost_a_network_time(model: CostModel, c
     layers = [(large, Precision(4, 8))] * 20  # which run as int8 kernels, whose weights are 8 bits wide
     total = composed.price_all(layers)
     weight_bytes = 20 * (large.weights + 8 * large.channels)
-    assert total.weights_s == pytest.approx(weight_bytes * COMPOSITIONS.weight_s_per_byte["int8 convolution"])
+    assert total.memory_s == pytest.approx(weight_bytes * COMPOSITIONS.memory_s_per_byte["weights"])
     kernels_s = sum(price.latency_s for price in total.prices)
-    assert total.latency_s == pytest.approx(total.run_overhead_s + total.weights_s + kernels_s)
+    assert total.latency_s == pytest.approx(total.run_overhead_s + total.memory_s + kernels_s)
     assert total.low_s < total.latency_s < total.high_s
     few = composed.price_all(layers[:2])
-    assert 0 < few.weights_s < total.weights_s / 10
-    assert model.price_all(layers).weights_s == 0
+    assert 0 < few.memory_s < total.memory_s / 10
+    assert model.price_all(layers).memory_s == 0
 
 
 def test_a_network_of_more_predictions_is_less_sure(composed: CostModel) -> None:

@@ -1,0 +1,60 @@
+"""How fast a machine is now, beside how fast it was when its profile was measured: some of its kernels timed again.
+
+Clocks, neighbours and temperature change; a prediction speaks of the machine as it was. What is said here is a fact
+beside an error, and corrects nothing: kernels in registers and kernels that wait for memory slow down differently.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+from hwcost.features import family
+from hwcost.measure import settled
+from hwcost.profiles import Profile, Row
+from hwcost.runtime import Runtime
+from hwcost.timing import Task, Timings
+
+_MOST: Final = 24
+_LEAST: Final = 3
+_SHORTEST_S, _LONGEST_S = 2e-5, 1e-3
+"""Long enough that the cost of a call does not matter, and short enough to be timed at once."""
+
+
+def anchors(profile: Profile) -> tuple[Row, ...]:
+    """The rows that tell a machine's speed: settled ones of middling length, one of each of the largest families."""
+    families: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in profile.rows:
+        if row.source == "measured" and _SHORTEST_S <= row.latency_s <= _LONGEST_S and settled(row.samples_s):
+            families[family(row.operator), str(row.precision)].append(row)
+    largest = sorted(families.items(), key=lambda item: (-len(item[1]), item[0]))[:_MOST]
+    return tuple(sorted(rows, key=lambda row: row.latency_s)[len(rows) // 2] for _, rows in largest)
+
+
+def time_anchors(profile: Profile, rows: Sequence[Row], runtime: Runtime) -> list[float]:
+    """The seconds that these rows' kernels take now, one timing each; infinite where the runtime refuses one."""
+    timings = Timings(runtime)
+    found = []
+    for row in rows:
+        timing = timings.take(
+            Task(
+                point="anchor",
+                requests=(row.layer,),
+                int8_form=profile.int8_form,
+                seed=0,
+                threads=profile.machine.threads,
+                copies=row.copies,
+                realisation=row.realisation,
+            )
+        )
+        run_s = float("inf") if timing.run_s is None else timing.run_s - profile.run_overhead_s
+        found.append(run_s / row.copies)
+    return found
+
+
+def machine_speed(rows: Sequence[Row], passes: Sequence[Sequence[float]]) -> float | None:
+    """The profile's seconds over those of now, the fastest of several passes over `rows`, in the median: 0.9 is a
+    machine that takes a ninth longer. None where too few rows could be timed."""
+    now_s = [min(times) for times in zip(*passes, strict=True)]
+    ratios = [row.latency_s / seconds for row, seconds in zip(rows, now_s, strict=True) if 0 < seconds < float("inf")]
+    return statistics.median(ratios) if len(ratios) >= _LEAST else None
