@@ -11,7 +11,7 @@ from federations import arms, baselines, comparison
 from federations.codec import LEVELS, decode, encode, feed_back
 from federations.judge import Judgement, packed, unpacked, with_statistics
 from federations.networks import FloatNet, MultiPathNet, path_choices
-from federations.regime import QUICK, Place, Regime, augmented, generator, place_data
+from federations.regime import QUICK, Place, Regime, generator, place_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,20 +165,6 @@ def test_widths_and_skips_of_a_plain_network() -> None:
     network = FloatNet(SPACE, architecture)
     assert list(network.blocks) == ["0", "1"]
     assert network(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-
-
-def test_augmentation_flips_and_shifts_whole_images() -> None:
-    regime = Regime(shift=2)
-    images = torch.zeros(64, 1, 8, 8)
-    images[:, 0, 3, 2] = 1.0
-    moved = augmented(images, regime, generator(1))
-    assert torch.equal(moved, augmented(images, regime, generator(1)))
-    places = {tuple(place) for place in moved[:, 0].nonzero()[:, 1:].tolist()}
-    assert moved.sum() == 64 and len(places) > 20
-    assert {row for row, _ in places} == set(range(1, 6))
-    assert {column for _, column in places} == {*range(5), *range(3, 8)}
-    still = Regime(shift=0, flip=False)
-    assert torch.equal(augmented(images, still, generator(1)), images)
 
 
 def test_statistics_are_those_of_the_images_given(place: Place) -> None:

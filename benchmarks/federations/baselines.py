@@ -25,11 +25,11 @@ import faqs.engine  # noqa: F401 - sets Flower's environment before Flower is im
 from faqs.data import Dataset, load_dataset
 from faqs.engine import InProcessGrid, Traffic
 from faqs.ledger import Entry, Ledger
-from faqs.train import batches
+from faqs.train import augmented, batches
 from federations.codec import Arrays, decode, feed_back
 from federations.judge import Found, descend, hits, judge, with_statistics
 from federations.networks import FloatNet, MultiPathNet
-from federations.regime import Place, Regime, augmented, generator
+from federations.regime import Place, Regime, generator
 from hwcost import Architecture, BlockChoice, SearchSpace, pack, unpack, write_atomically
 
 LEAST_VARIANCE: Final = 1e-5
@@ -204,7 +204,8 @@ class AlphaDescent:
         while self._owed >= 1:
             self._owed -= 1
             images, labels = next(self._batches)
-            loss = functional.cross_entropy(self._network(augmented(images, self._regime, self._draw)), labels)
+            images = augmented(images, self._regime.flip, self._regime.shift, self._draw)
+            loss = functional.cross_entropy(self._network(images), labels)
             for alphas, gradient in zip(self._alphas, torch.autograd.grad(loss, self._alphas), strict=True):
                 alphas.grad = gradient
             self._optimiser.step()

@@ -21,8 +21,8 @@ from torch.nn import functional
 from faqs.data import Dataset, load_dataset
 from faqs.ledger import Ledger
 from faqs.supernet import recalibrate
-from faqs.train import batches
-from federations.regime import Place, Regime, augmented, generator
+from faqs.train import augmented, batches
+from federations.regime import Place, Regime, generator
 
 Hits = NDArray[np.bool_]
 """Which images a network classifies correctly."""
@@ -123,7 +123,7 @@ def descend(
             group["lr"] = rate
         for images, labels in batches(data, regime.batch_size, draw):
             optimiser.zero_grad(set_to_none=True)
-            loss = functional.cross_entropy(network(augmented(images, regime, draw)), labels)
+            loss = functional.cross_entropy(network(augmented(images, regime.flip, regime.shift, draw)), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, regime.clip_norm)
             optimiser.step()

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from faqs.data import ClientData, Dataset, client_data, load_dataset
 from hwcost import Architecture, BlockChoice, SearchSpace, Stage, write_atomically
@@ -21,7 +20,8 @@ DIGITS: Final = "digits"
 @dataclass(frozen=True)
 class Regime:
     """Every arm's. `shares[k % len(shares)]`: client k's budgets, as the share of the way from the cheapest network's
-    latency and size to those of `reference` with the most weight bits, which is the network of the baselines."""
+    latency and size to those of `reference` with the most weight bits, which is the network of the baselines: on
+    average a client may spend what that network costs."""
 
     # data
     train_images: int = 10_000
@@ -37,7 +37,7 @@ class Regime:
     expansions: tuple[int, ...] = (3, 6)
     weight_bits: tuple[int, ...] = (2, 4, 8)
     reference: tuple[int, int] = (3, 6)
-    shares: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6)
+    shares: tuple[float, ...] = (1.4, 1.2, 1.0, 0.8, 0.6)
     # training
     rounds: int = 30
     local_epochs: int = 2
@@ -148,20 +148,6 @@ def generator(*entropy: int) -> torch.Generator:
     """Random numbers of one purpose, the same in every process."""
     state = np.random.SeedSequence(list(entropy)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
-
-
-def augmented(images: Tensor, regime: Regime, draw: torch.Generator) -> Tensor:
-    """Each image flipped or not, and shifted by up to `regime.shift` pixels over zeros; [n, c, h, w], channels last."""
-    count, _, height, width = images.shape
-    pad = regime.shift
-    down, right = torch.randint(0, 2 * pad + 1, (2, count), generator=draw)
-    flip = torch.randint(0, 2, (count,), generator=draw).bool() if regime.flip else torch.zeros(count).bool()
-    columns = torch.arange(width).expand(count, width)
-    columns = torch.where(flip[:, None], width - 1 - columns, columns) + right[:, None]
-    rows = torch.arange(height) + down[:, None]
-    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-    picked = padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
 
 
 def _listed(value: Any) -> Any:
