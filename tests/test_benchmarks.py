@@ -181,7 +181,7 @@ def test_steps_of_the_supernet_are_compared_with_those_of_plain_networks() -> No
     assert {("supernet k3e6", "plain k3e6"), ("gates", "plain k5e6"), ("multi-path", "plain k3e6")} < set(steps)
     for one in steps.values():
         assert 0 < one["ratio"]["least"] <= one["ratio"]["median"] <= one["ratio"]["most"] and one["memory"] > 0
-    assert steps["multi-path", "plain k3e6"]["memory"] > 1
+    assert steps["multi-path", "plain k3e6"]["memory"] > 1.5
 
 
 def test_another_machine_is_compared_with_this_one_measured_twice() -> None:

@@ -35,7 +35,10 @@ def read_results(results: Path, regime: Regime) -> Results:
 
 def compare(results: Results, regime: Regime) -> dict[str, Any]:
     """The document's own part: `arms`, `ratios`, `differences`; an arm without a result is null."""
-    targets = {s: regime.target_share * done["curve"][-1]["accuracy"] for s, done in results.get("A", {}).items()}
+    targets = {
+        seed: regime.target_share * max(point["accuracy"] for point in done["curve"])
+        for seed, done in results.get("A", {}).items()
+    }
     arms: dict[str, Any] = {}
     for arm in dict.fromkeys((*ARMS, *results)):
         arms[arm] = _arm(results[arm], targets) if results.get(arm) else None
