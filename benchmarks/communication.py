@@ -11,7 +11,7 @@ client and round. A is not charged for handing the last average out; C1 and C2 a
 Accuracy: global, every network on all test images after its batch-norm statistics were recomputed over all clients'
 training images; personal, on each client's held-out images after the same local fine-tuning. Bytes to target: until the
 mean accuracy of the clients' networks on their held-out images, after a round's local epochs, first reaches a share of
-where A ends.
+A's best.
 
     python -m benchmarks.communication --data FOLDER     compute what is missing (hours), then compare
     python -m benchmarks.communication                   compare what there is

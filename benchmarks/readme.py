@@ -493,7 +493,7 @@ def communication(document: dict[str, Any]) -> str:
             f"{regime['local_epochs']} local epochs. Bytes are per client and round, everything counted; `A /`, `B /`: "
             "how many times fewer than that arm's, both ways. Global: on all test images, batch-norm statistics "
             "recomputed over all clients' images. Personal: on each client's held-out images after the same "
-            f"fine-tuning. The target: {percent(regime['target_share'])} of where A's mean accuracy ends, all clients' "
+            f"fine-tuning. The target: {percent(regime['target_share'])} of A's best mean accuracy, all clients' "
             "bytes together.",
             table(columns, rows),
             f"± is the deviation over seeds. {paired}{circumstances(document)}",
