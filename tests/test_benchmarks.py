@@ -225,7 +225,7 @@ def test_federations_are_compared_by_bytes_and_accuracy(tmp_path: Path) -> None:
         assert difference["low"] <= difference["mean"] <= difference["high"]
     assert document["ceilings"]["1, seed 0"]["architecture"]
     kept = {path.name for path in (tmp_path / "results").iterdir()}
-    assert kept == {f"{arm}-0.json" for arm in ("A", "A2", "B", "C2", "ceiling-1")}
+    assert kept == {f"{arm}-0.json" for arm in ("A", "A2", "B", "C1", "C2", "ceiling-1")}
     module = [sys.executable, "-m", "benchmarks.communication", "--report", "--results", str(tmp_path / "results")]
     other = subprocess.run(module, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
     assert other.returncode == 1 and "of another regime (train_images 300, not 10000; " in other.stderr

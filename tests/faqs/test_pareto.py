@@ -63,6 +63,6 @@ def test_a_budget_that_holds_pulls_at_nothing_and_one_that_is_broken_pulls_harde
 def test_a_client_without_wishes_descends_its_loss_alone(form: Form, table: LookupTable) -> None:
     made = Pareto.of(form, Preference(), table, {})
     assert not made.asks
-    logits = torch.zeros(table.legal.shape).masked_fill(~torch.from_numpy(table.legal), -math.inf)
+    logits = torch.zeros(table.legal.shape).masked_fill(~torch.from_numpy(table.legal.copy()), -math.inf)
     value = made(torch.tensor(0.7), expected_costs(logits, CostLayer(table)))
     assert float(value) == pytest.approx(0.7 if form != "chebyshev" else 0.7 * 1.05)
