@@ -67,7 +67,7 @@ def search_options(arm: str, regime: Regime) -> dict[str, Any]:
 
 
 def search_config(arm: str, regime: Regime, seed: int, place: Place, tables: Tables) -> SearchConfig:
-    """One search of the arm; raises `NotYetError`."""
+    """One search of the arm."""
     space = {
         "stem_channels": regime.stem_channels,
         "stem_stride": regime.stem_stride,
