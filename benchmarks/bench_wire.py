@@ -57,7 +57,8 @@ def trained(space: SearchSpace, seed: int) -> Deltas:
     supernet = new_supernet(space, seed)
     before = shared_arrays(supernet)
     generator = torch.Generator().manual_seed(seed)
-    train_weights(supernet, space.largest, load_dataset("digits"), settings, settings.learning_rate, 0.0, generator)
+    digits, path = load_dataset("digits"), space.largest
+    train_weights(supernet, path, lambda _: path, 0.0, digits, settings, settings.learning_rate, generator)
     after = shared_arrays(supernet)
     return {name: (after[name] - before[name]).reshape(-1) for name in before}
 

@@ -2,11 +2,12 @@
 times fewer than a federated multi-path search, both ways, at an accuracy no worse than federated averaging's by 0.5
 points.
 
-Arms, all with the same split, seeds, macro-architecture, rounds and local epochs: A, FedAvg in fp32; A2, FedAvg of
-8-bit differences with error feedback; B, multi-path search with averaged alphas, fp32; B2, FedNAS's DARTS supernet, its
-bytes computed; C1, masked fp32 transmission; C2, the search as it is; ceiling-K, the network that C2 decided for client
-K trained alone like A's. Messages are counted at four levels (ideal, payload, Flower's own count, wire), as means per
-client and round. A is not charged for handing the last average out; C1 and C2 are, and for their set-up.
+Arms, all with the same split, seeds, macro-architecture, rounds and local epochs: A, FedAvg in fp32; AM, the same with
+the server momentum of C2; A2, FedAvg of 8-bit differences with error feedback; B, multi-path search with averaged
+alphas, fp32; B2, FedNAS's DARTS supernet, its bytes computed; C1, masked fp32 transmission; C2, the search as it is;
+ceiling-K, the network that C2 decided for client K trained alone like A's. Messages are counted at four levels (ideal,
+payload, Flower's own count, wire), as means per client and round. A is not charged for handing the last average out; C1
+and C2 are, and for their set-up.
 
 Accuracy: global, every network on all test images after its batch-norm statistics were recomputed over all clients'
 training images; personal, on each client's held-out images after the same local fine-tuning. Bytes to target: until the
@@ -112,7 +113,7 @@ def main() -> None:
     mode.add_argument("--full", action="store_true", help="the whole regime; the default")
     mode.add_argument("--report", action="store_true", help="compute nothing, whatever --data says")
     parser.add_argument("--data", type=Path, help="folder with CIFAR-10 as train.parquet and test.parquet")
-    parser.add_argument("--arms", type=names, help="separated by commas (default: A,A2,B,B2,C1,C2)")
+    parser.add_argument("--arms", type=names, help="separated by commas (default: A,AM,A2,B,B2,C1,C2)")
     parser.add_argument("--seeds", type=numbers, help="separated by commas (default: 0,1,2,3,4; --seed with --quick)")
     parser.add_argument("--seeds-b", type=numbers, help="of arm B, among --seeds (default: the first two)")
     parser.add_argument("--rounds", type=int, help="instead of the regime's; the results are another regime's then")
@@ -122,7 +123,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, help="folder of results (default: results/communication)")
     arguments = parser.parse_args()
-    arguments.arms = arguments.arms or names("A,A2,B,B2,C1,C2")
+    arguments.arms = arguments.arms or names("A,AM,A2,B,B2,C1,C2")
     arguments.seeds = arguments.seeds or ([arguments.seed] if arguments.quick else list(range(5)))
     arguments.seeds_b = arguments.seeds_b or arguments.seeds[:2]
     if arguments.report:

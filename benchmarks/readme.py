@@ -420,6 +420,7 @@ def search(document: dict[str, Any]) -> str:
 
 _FEDERATIONS: Final = {
     "A": "A: FedAvg, fp32",
+    "AM": "AM: FedAvg with server momentum, fp32",
     "A2": "A2: FedAvg, 8-bit differences",
     "B": "B: multi-path search, fp32",
     "B2": "B2: DARTS supernet, computed",

@@ -16,6 +16,9 @@ from hwcost import InvalidSpaceError, SearchSpace, Stage, UnsupportedPrecisionEr
 DEFAULT_WEIGHTS = {"latency": 0.05, "size": 0.05}
 """The mild preference of a client that states none."""
 
+Mask = Literal["hull", "own"]
+"""What a client trains and exchanges after the decisions: the smallest network that holds all clients', or its own."""
+
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -60,9 +63,10 @@ class TrainingConfig(BaseModel):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
     explore_share: float = Field(default=0.5, ge=0, le=1)
-    nested_share: float = Field(default=0.5, ge=0, le=1)
+    mask: Mask = "hull"
+    member_share: float = Field(default=0.5, ge=0, le=1)
     distil: bool = True
-    keep_weight: float = Field(default=1.0, ge=0)
+    keep_weight: float = Field(default=0.0, ge=0)
     rule: Literal["losses", "logits", "norms"] = "losses"
     pareto: Form = "additive"
     scored_images: int = Field(default=256, ge=2)
@@ -90,9 +94,9 @@ class ServerConfig(BaseModel):
 
     model_config = _STRICT
 
-    optimiser: Literal["plain", "momentum", "adam"] = "plain"
+    optimiser: Literal["plain", "momentum", "adam"] = "momentum"
     learning_rate: float = Field(default=1.0, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.5, ge=0, lt=1)
 
 
 class SearchConfig(BaseModel):

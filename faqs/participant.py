@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from faqs.config import SearchConfig, config_from_json
 from faqs.data import ClientData, Dataset, client_data, load_dataset
 from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
 from faqs.errors import RunError, WireError
+from faqs.members import Members, drawn, path_of, read_architecture, read_members, written_architecture
 from faqs.pareto import Pareto
 from faqs.preference import Preference, changed_costs, over_budget, project
 from faqs.scoring import Scores, in_spreads, logit_scores, loss_scores, norm_scores, with_hysteresis
@@ -41,6 +42,7 @@ from faqs.train import (
     fine_tune,
     initial_logits,
     keep_freed_memory,
+    random_architecture,
     train_gates,
     train_weights,
 )
@@ -130,12 +132,16 @@ class Participant:
         Raises `WireError` when the blob is damaged or the references differ.
         """
         config, table, settings = self.assignment.config, self.assignment.table, self.assignment.settings
-        self._receive(blob, round_number)
-        cuts = shared_cuts(table.space, self.decision)
+        path, members = self._receive(blob, round_number)
+        cuts = shared_cuts(table.space, path)
         supernet, data, draw = self._supernet(), self.assignment.data(), self._generator(round_number)
         rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * round_number / config.rounds))
-        explore_share = settings.explore_share if round_number < config.warmup else settings.nested_share
-        loss = train_weights(supernet, self.decision, data.train, settings, rate, explore_share, draw("weights"))
+        inside, share = partial(random_architecture, table.space, within=path), settings.explore_share
+        if round_number >= config.warmup:
+            share = settings.member_share
+            if config.training.mask == "hull":
+                inside = partial(drawn, members)
+        loss = train_weights(supernet, path, inside, share, data.train, settings, rate, draw("weights"))
         trained = take(shared_arrays(supernet), cuts)
         wanted = {
             name: trained[name] - known + self.residual[name][cuts[name]].reshape(-1)
@@ -166,7 +172,7 @@ class Participant:
         header: Header = {
             "round": round_number,
             "samples": len(data.train.labels),
-            "decision": list(table.indices(self.decision)),
+            "decision": written_architecture(self.decision, table.space),
             "loss": float(np.float32(loss)),
             "accuracy": accuracy(judged, data.held_out),
         }
@@ -185,7 +191,7 @@ class Participant:
         header: Header = {
             "round": round_number,
             "samples": len(data.train.labels),
-            "decision": list(self.assignment.table.indices(self.decision)),
+            "decision": written_architecture(self.decision, self.assignment.table.space),
             "accuracy": accuracy(network, data.held_out),
         }
         return encode(WireMessage(header, {}))
@@ -234,9 +240,13 @@ class Participant:
         costs = {metric: torch.from_numpy(values) for metric, values in changed_costs(table).items()}
         return np.where(table.legal, -pareto(torch.from_numpy(losses), costs).numpy(), 0.0)
 
-    def _receive(self, blob: bytes, round_number: int) -> None:
-        decision = read_decision(read_header(blob), self.assignment.table)  # the server's word: it knows what it got
-        cuts = shared_cuts(self.assignment.table.space, decision)
+    def _receive(self, blob: bytes, round_number: int) -> tuple[Architecture, Members]:
+        """Take a message; returns the path whose weights it brings, and the members where it names them."""
+        table, mask, header = self.assignment.table, self.assignment.config.training.mask, read_header(blob)
+        decision = read_architecture(header.get("decision"), table)  # the server's word: it knows what it got
+        members = read_members(header, table) if mask == "hull" else []
+        path = path_of(mask, decision, members)
+        cuts = shared_cuts(table.space, path)
         message = decode(blob, lengths=cut_lengths(self.reference, cuts))
         updated = {name: value.copy() for name, value in self.reference.items()}
         add(updated, cuts, message.tensors)
@@ -248,6 +258,7 @@ class Participant:
         self.reference, self.decision = updated, decision
         if "scores" in message.header:
             self.common = read_scores(message.header, self.assignment.table)
+        return path, members
 
     def _supernet(self) -> SuperNet:
         keep_freed_memory()
@@ -309,18 +320,6 @@ class Participant:
             multipliers=multipliers,
             **groups,
         )
-
-
-def read_decision(header: Header, table: LookupTable) -> Architecture:
-    """The architecture that a header names by indices into the choices; raises `WireError` where it is not legal."""
-    indices = header.get("decision")
-    blocks, choices = table.legal.shape
-    if not isinstance(indices, list) or len(indices) != blocks:
-        raise WireError(f"a message names one choice for each of {blocks} blocks, got {indices!r}")
-    for block, index in enumerate(indices):
-        if type(index) is not int or not 0 <= index < choices or not table.legal[block, index]:
-            raise WireError(f"block {block} takes a legal choice by its index below {choices}, got {index!r}")
-    return tuple(table.space.choices[index] for index in indices if isinstance(index, int))
 
 
 def written_scores(scores: Scores) -> list[JsonValue]:

@@ -17,14 +17,15 @@ from flwr.serverapp import Grid
 
 from faqs.client import content_of, read_blob, read_text
 from faqs.config import SearchConfig
+from faqs.deltas import cut_lengths
 from faqs.engine import count_bytes, wire_bytes
 from faqs.errors import FaqsError, RunError, WireError
 from faqs.ledger import Direction, Entry, Kind, Ledger
-from faqs.participant import Assignment, first_decision, read_decision, read_scores, written_scores
+from faqs.members import read_architecture
+from faqs.participant import Assignment, first_decision, read_scores, written_scores
 from faqs.runs import RoundReport
 from faqs.scoring import Scores
-from faqs.strategy import ServerState, Update, aggregate, downlink, expected_lengths, forget_client, ideal_bytes
-from faqs.supernet import shared_cuts
+from faqs.strategy import ServerState, Update, active_cuts, aggregate, downlink, forget_client, ideal_bytes
 from faqs.wire import Header, decode
 from hwcost import Architecture, LookupTable
 
@@ -153,13 +154,13 @@ class Server:
 
     def _read_update(self, state: ServerState, client: int, content: RecordDict) -> _Trained:
         """Validate a round's reply; raises `WireError`."""
-        message = decode(read_blob(content), lengths=expected_lengths(state, self._space, client))
+        cuts = active_cuts(state, self._space, client, self.config.training.mask)
+        message = decode(read_blob(content), lengths=cut_lengths(state.weights, cuts))
         if message.header.get("round") != state.round:
             raise WireError(f"an update belongs to round {state.round}, got {message.header.get('round')!r}")
-        cuts = shared_cuts(self._space, state.decisions[client])
         return _Trained(
             Update(client, state.samples[client], cuts, message.tensors),
-            read_decision(message.header, self._tables[client]),
+            read_architecture(message.header.get("decision"), self._tables[client]),
             read_scores(message.header, self._tables[client]) if "scores" in message.header else None,
             _number(message.header, "loss"),
             _number(message.header, "accuracy"),
@@ -187,9 +188,9 @@ class Server:
         parse: Callable[[int, RecordDict], Parsed],
     ) -> dict[int, Parsed | str]:
         """Send every client what it misses; returns its parsed reply, or the reason why there is none."""
-        state, step = federation.state, self.config.wire.relative_step_down
-        contents = {client: content_of("blob", downlink(state, self._space, client, step)) for client in clients}
-        ideal = {client: ideal_bytes(state, self._space, client) for client in clients}
+        state, step, mask = federation.state, self.config.wire.relative_step_down, self.config.training.mask
+        contents = {client: content_of("blob", downlink(state, self._space, client, mask, step)) for client in clients}
+        ideal = {client: ideal_bytes(state, self._space, client, mask) for client in clients}
         return self._send(message_type, kind, state.round, contents, federation.ledger, parse, ideal)
 
     def _send(

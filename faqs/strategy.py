@@ -1,18 +1,21 @@
 """The server's side of the numbers: what it sends to whom, and how masked updates are averaged per element.
 
+A mask is what a path through the supernet uses: a client's own decision, or the hull of all clients' decisions.
 W_j += eta * sum_k a_k m_kj d_kj / sum_k a_k m_kj with a_k the samples of client k and m_kj its mask (our design): a
 coordinate that nobody sent stays as it was, and how many were trained by anyone is reported as coverage. The mean can
 be taken as the gradient of a server optimiser instead.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from faqs.config import ServerConfig
+from faqs.config import Mask, ServerConfig
 from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
+from faqs.members import MOST_MEMBERS, Members, path_of, written_architecture, written_members
 from faqs.supernet import Cut, new_supernet, shared_cuts
 from faqs.wire import Header, JsonValue, Tensor, WireMessage, encode
 from hwcost import Architecture, SearchSpace
@@ -45,6 +48,11 @@ class ServerState:
         references = [{name: value.copy() for name, value in weights.items()} for _ in decisions]
         return cls(weights, references, list(decisions), list(samples))
 
+    @property
+    def members(self) -> Members:
+        """The networks that clients have decided for and how many have: at most `MOST_MEMBERS`, the most frequent."""
+        return Counter(self.decisions).most_common(MOST_MEMBERS)
+
 
 @dataclass(frozen=True)
 class Update:
@@ -56,16 +64,23 @@ class Update:
     tensors: Mapping[str, Tensor] = field(repr=False)
 
 
-def downlink(state: ServerState, space: SearchSpace, client: int, relative_step: float) -> bytes:
+def active_cuts(state: ServerState, space: SearchSpace, client: int, mask: Mask) -> dict[str, Cut]:
+    """What a client receives, trains and sends in this round."""
+    return shared_cuts(space, path_of(mask, state.decisions[client], state.members))
+
+
+def downlink(state: ServerState, space: SearchSpace, client: int, mask: Mask, relative_step: float) -> bytes:
     """The blob that brings a client's active coordinates up to date; moves the server's copy of its reference."""
-    cuts = shared_cuts(space, state.decisions[client])
+    cuts = active_cuts(state, space, client, mask)
     reference = state.references[client]
     behind = {name: now - known for (name, now), known in zip(
         take(state.weights, cuts).items(), take(reference, cuts).values(), strict=True)}  # fmt: skip
     tensors = code(behind, relative_step)
     add(reference, cuts, tensors)
-    decision: list[JsonValue] = [space.choices.index(choice) for choice in state.decisions[client]]
+    decision = written_architecture(state.decisions[client], space)
     header: Header = {"round": state.round, "digest": digest(reference), "decision": decision}
+    if mask == "hull":
+        header["members"] = written_members(state.members, space)
     if state.scores is not None:
         header["scores"] = state.scores
     return encode(WireMessage(header, tensors))
@@ -76,21 +91,16 @@ def forget_client(state: ServerState, space: SearchSpace, seed: int, client: int
     state.references[client] = shared_arrays(new_supernet(space, seed))
 
 
-def expected_lengths(state: ServerState, space: SearchSpace, client: int) -> dict[str, int]:
-    """What an update of this client must hold."""
-    return cut_lengths(state.weights, shared_cuts(space, state.decisions[client]))
-
-
-def ideal_bytes(state: ServerState, space: SearchSpace, client: int) -> float:
+def ideal_bytes(state: ServerState, space: SearchSpace, client: int, mask: Mask) -> float:
     """L0: active weights times their bits / 8; stem and classifier count 8 bits, batch norm's scales and shifts 32."""
-    decision = state.decisions[client]
-    lengths = expected_lengths(state, space, client)
+    path = path_of(mask, state.decisions[client], state.members)
+    lengths = cut_lengths(state.weights, shared_cuts(space, path))
     bits = dict.fromkeys(lengths, 8)
     for name in lengths:
         if ".norm." in name:
             bits[name] = 32
         elif name.startswith("blocks."):
-            bits[name] = decision[int(name.split(".")[1])].weight_bits
+            bits[name] = path[int(name.split(".")[1])].weight_bits
     return sum(lengths[name] * bits[name] for name in lengths) / 8
 
 

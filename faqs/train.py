@@ -1,10 +1,10 @@
 """A client's local work, free of any federation: training shared weights and gates, and judging a network.
 
-Weights learn on the decided path, held to what the federation's weights said at the start of the round. Random networks
-inside it are trained in between (after the sandwich rule of arXiv 1903.05134): in the warm-up so that no choice is
-judged on weights that never worked together, afterwards so that what large networks share with small ones of other
-clients still serves these. Gates learn from straight-through samples on batches of their own while the weights stand
-still (first-order DARTS, arXiv 1806.09055).
+Weights learn on one path through the supernet, held to what the federation's weights said at the start of the round.
+Networks inside it are trained in between (after the sandwich rule of arXiv 1903.05134): in the warm-up random ones, so
+that no choice is judged on weights that never worked together, afterwards those that clients have decided for. Gates
+learn from straight-through samples on batches of their own while the weights stand still (first-order DARTS, arXiv
+1806.09055).
 """
 
 import copy
@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -34,9 +34,9 @@ from hwcost import SKIP, Architecture, CostLayer, SearchSpace
 class Hyperparameters:
     """Of one client's local round.
 
-    `explore_share`: of the warm-up's steps that also train a random member; `nested_share`: of later steps that also
-    train a random part of the decided network, for clients with smaller ones; with `distil` towards what the larger
-    network says of the same images (in-place distillation, arXiv 1903.05134), else towards the labels. `gate_share`
+    `explore_share`: of the warm-up's steps that also train a random network; `member_share`: of later steps that also
+    train one that a client has decided for; with `distil` towards what the larger network says of the same images
+    (in-place distillation, arXiv 1903.05134), else towards the labels. `gate_share`
     gate steps are taken per weight step where gates are trained at all. `keep_weight`: of the loss that holds a client
     to what the federation knows, see `not_true_distillation`. `flips`, `shift`: see `augmented`.
     """
@@ -47,9 +47,9 @@ class Hyperparameters:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     explore_share: float = 0.5
-    nested_share: float = 0.5
+    member_share: float = 0.5
     distil: bool = True
-    keep_weight: float = 1.0
+    keep_weight: float = 0.0
     gate_learning_rate: float = 0.05
     gate_share: float = 0.5
     gate_temperature: float = 1.0
@@ -139,19 +139,20 @@ def not_true_distillation(scores: Tensor, before: Tensor, labels: Tensor) -> Ten
 
 def train_weights(
     supernet: SuperNet,
-    decided: Architecture,
+    path: Architecture,
+    inside: Callable[[torch.Generator], Architecture],
+    inside_share: float,
     data: Dataset,
     settings: Hyperparameters,
     learning_rate: float,
-    explore_share: float,
     generator: torch.Generator,
 ) -> float:
-    """Train the shared weights and local layers; returns the mean loss on the decided path.
+    """Train the shared weights and local layers; returns the mean loss on `path`.
 
-    `explore_share` of the steps, drawn at random, also descend the loss of one random network inside the decided one.
+    `inside_share` of the steps, drawn at random, also descend the loss of a network drawn by `inside`.
     """
     supernet.train()
-    gates = supernet.hard_gates(decided)
+    gates = supernet.hard_gates(path)
     federation = copy.deepcopy(supernet).requires_grad_(False) if settings.keep_weight > 0 else None
     shared = shared_tensors(supernet)
     decayed = [value for value in shared.values() if value.dim() > 1]
@@ -174,8 +175,8 @@ def train_weights(
                     before = federation(images, gates)
                 loss = loss + settings.keep_weight * not_true_distillation(scores, before, labels)
             loss.backward()  # type: ignore[no-untyped-call]
-            if float(torch.rand(1, generator=generator)) < explore_share:
-                other = supernet.hard_gates(random_architecture(supernet.space, generator, decided))
+            if float(torch.rand(1, generator=generator)) < inside_share:
+                other = supernet.hard_gates(inside(generator))
                 target = torch.softmax(scores.detach(), dim=1) if settings.distil else labels
                 functional.cross_entropy(supernet(images, other), target).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)

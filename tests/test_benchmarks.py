@@ -208,12 +208,12 @@ def test_the_search_counts_its_bytes_and_budgets() -> None:
 
 
 def test_federations_are_compared_by_bytes_and_accuracy(tmp_path: Path) -> None:
-    document = quick("communication", "--work", str(tmp_path), "--arms", "A,A2,B,B2,C1,C2,ceiling-1")
+    document = quick("communication", "--work", str(tmp_path), "--arms", "A,AM,A2,B,B2,C1,C2,ceiling-1")
     arms = document["arms"]
-    assert list(arms)[:6] == ["A", "A2", "B", "B2", "C1", "C2"]
+    assert list(arms)[:7] == ["A", "AM", "A2", "B", "B2", "C1", "C2"]
     names = {f"{level}_{way}" for level in ("payload", "wire") for way in ("up", "down")}
     names |= {"accuracy_global", "accuracy_personal", "bytes_to_target", "round_s"}
-    for arm in ("A", "A2", "B", "C1", "C2", "ceiling-1"):
+    for arm in ("A", "AM", "A2", "B", "C1", "C2", "ceiling-1"):
         assert names <= set(arms[arm]) and arms[arm]["payload_up"] < arms[arm]["wire_up"]
         assert 0 <= arms[arm]["accuracy_global"] <= 1 and 0 <= arms[arm]["accuracy_personal"] <= 1
     assert arms["B2"]["computed"] and arms["B2"]["accuracy_global"] is None
@@ -225,7 +225,7 @@ def test_federations_are_compared_by_bytes_and_accuracy(tmp_path: Path) -> None:
         assert difference["low"] <= difference["mean"] <= difference["high"]
     assert document["ceilings"]["1, seed 0"]["architecture"]
     kept = {path.name for path in (tmp_path / "results").iterdir()}
-    assert kept == {f"{arm}-0.json" for arm in ("A", "A2", "B", "C1", "C2", "ceiling-1")}
+    assert kept == {f"{arm}-0.json" for arm in ("A", "AM", "A2", "B", "C1", "C2", "ceiling-1")}
     module = [sys.executable, "-m", "benchmarks.communication", "--report", "--results", str(tmp_path / "results")]
     other = subprocess.run(module, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
     assert other.returncode == 1 and "of another regime (train_images 300, not 10000; " in other.stderr
@@ -264,7 +264,7 @@ def test_federations_need_data_to_be_computed(tmp_path: Path) -> None:
     arms = json.loads(done.stdout.splitlines()[-1])["arms"]
     assert arms.pop("B2")["payload_up"] == 8_029_000 and set(arms.values()) == {None}
     unknown = run("communication", "--arms", "A,Z")
-    assert unknown.returncode == 2 and "an arm is one of A, A2, B, B2, C1, C2, or ceiling-CLIENT" in unknown.stderr
+    assert unknown.returncode == 2 and "an arm is one of A, AM, A2, B, B2, C1, C2, or ceiling-CLIENT" in unknown.stderr
 
 
 def test_the_transcript_holds_commands_and_no_place_on_this_machine(tmp_path: Path) -> None:

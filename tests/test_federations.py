@@ -52,6 +52,25 @@ def test_averaging_is_the_mean_of_the_clients_weighted_by_their_images(place: Pl
     assert any(np.abs(state.weights[name] - first[name]).max() > 1e-3 for name in first)
 
 
+def test_momentum_carries_the_last_step_of_the_weights_and_not_of_statistics(place: Place) -> None:
+    plain, heavy = (baselines.Server(task(place, arm)) for arm in ("A", "AM"))
+    straight, state = plain.start(), heavy.start()
+    first = {name: value.copy() for name, value in state.weights.items()}
+    plain.run_round(straight)
+    heavy.run_round(state)
+    after = {name: value.copy() for name, value in state.weights.items()}
+    for name, value in after.items():  # the first step has no step before it
+        np.testing.assert_allclose(value, straight.weights[name], rtol=1e-5, atol=1e-7)
+    same = baselines.Server(task(place, "A"))
+    straight = same.start()
+    straight.weights, straight.curve = dict(after), list(state.curve)
+    same.run_round(straight)  # the same second round without momentum
+    heavy.run_round(state)
+    for name, value in state.weights.items():
+        carried = 0 if "running_" in name else 0.5 * (after[name] - first[name])
+        np.testing.assert_allclose(value, straight.weights[name] + carried, rtol=1e-4, atol=1e-6)
+
+
 def test_every_byte_of_a_round_is_in_the_ledger(place: Place) -> None:
     for arm, width in (("A", 4), ("B", 4)):
         server = baselines.Server(task(place, arm))
@@ -124,7 +143,7 @@ def test_a_damaged_blob_is_refused(damage: "pytest.FixtureRequest") -> None:
 
 
 def test_a_killed_federation_goes_on_to_the_same_bytes(place: Place, tmp_path: Path) -> None:
-    for arm in ("A2", "B"):
+    for arm in ("A2", "AM", "B"):
         one = task(place, arm)
         whole, server = baselines.Server(one), baselines.Server(one)
         straight = whole.start()

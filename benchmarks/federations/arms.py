@@ -19,7 +19,7 @@ from federations.judge import Found
 from federations.regime import Regime, place_data
 from hwcost import BlockChoice, SearchSpace, detect_machine, note, write_atomically
 
-BASELINES: Final = ("A", "A2", "B")
+BASELINES: Final = ("A", "AM", "A2", "B")
 SEARCHES: Final = ("C1", "C2")
 COMPUTED: Final = "B2"
 CEILING: Final = re.compile(r"ceiling-(\d+)")
@@ -129,9 +129,10 @@ def _run(job: Job) -> Found:
         tables = searches.cost_tables(space, Path(), job.quick)
         config = searches.search_config(job.arm, job.regime, job.seed, place, tables)
         return searches.run(config, job.regime, place, job.folder, report)
-    architecture = {"A": job.regime.fixed(space), "A2": job.regime.fixed(space), "B": ()}.get(job.arm)
-    if architecture is None:
+    if CEILING.fullmatch(job.arm):
         architecture = _searched(job, space)
+    else:
+        architecture = () if job.arm == "B" else job.regime.fixed(space)
     task = baselines.Task(job.arm, job.regime, job.seed, place, space, architecture)
     return baselines.run(task, job.folder, report)
 

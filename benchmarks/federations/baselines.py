@@ -1,8 +1,8 @@
 """The baselines as real federations: Flower's own FedAvg over a ClientApp, every message through the in-process Grid.
 
-A: the fixed network in float, every weight and batch-norm statistic sent and averaged. A2: the same, as 8-bit
-differences with error feedback both ways. B: the multi-path network, its alphas sent and averaged too. A network of
-another arm's architecture is trained like A's.
+A: the fixed network in float, every weight and batch-norm statistic sent and averaged. AM: the same, with momentum on
+the server (FedAvgM, arXiv 1909.06335), for weights only. A2: A as 8-bit differences with error feedback both ways. B:
+the multi-path network, its alphas sent and averaged too. A network of another arm's architecture is trained like A's.
 """
 
 import json
@@ -18,6 +18,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -34,6 +35,9 @@ from hwcost import Architecture, BlockChoice, SearchSpace, pack, unpack, write_a
 
 LEAST_VARIANCE: Final = 1e-5
 """Of a batch norm: a quantised variance may have been rounded to zero or below."""
+
+MOMENTUM: Final = np.float32(0.5)
+"""Of the server of arm AM: that of the search's."""
 
 app = ClientApp()
 
@@ -218,7 +222,7 @@ class AlphaDescent:
 @dataclass
 class State:
     """A federation between two rounds. `weights`: the average; `known`: what every client has been told of it, for the
-    quantised arm."""
+    quantised arm; `velocity`: of the weights, for the arm with momentum."""
 
     weights: Arrays
     known: Arrays
@@ -227,6 +231,7 @@ class State:
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     nodes: Mapping[int, bytes] = field(default_factory=dict)
+    velocity: Arrays = field(default_factory=dict)
 
     @property
     def round(self) -> int:
@@ -235,6 +240,7 @@ class State:
     def to_bytes(self, task: Task) -> bytes:
         arrays = {f"weights/{name}": value for name, value in self.weights.items()}
         arrays |= {f"known/{name}": value for name, value in self.known.items()}
+        arrays |= {f"velocity/{name}": value for name, value in self.velocity.items()}
         arrays |= {f"node/{node}": np.frombuffer(data, np.uint8) for node, data in self.nodes.items()}
         head = {
             "task": task.to_json(),
@@ -256,7 +262,8 @@ class State:
         weights, known = ({n: arrays[f"{group}/{n}"].copy() for n in head["names"]} for group in ("weights", "known"))
         nodes = {int(name[5:]): value.tobytes() for name, value in arrays.items() if name.startswith("node/")}
         ledger = Ledger.from_json(head["ledger"])
-        return cls(weights, known, ledger, head["curve"], head["seconds"], head["cpu_seconds"], nodes)
+        velocity = {name[9:]: value.copy() for name, value in arrays.items() if name.startswith("velocity/")}
+        return cls(weights, known, ledger, head["curve"], head["seconds"], head["cpu_seconds"], nodes, velocity)
 
 
 def tell(state: State) -> bytes:
@@ -300,7 +307,7 @@ class Server:
         averaged, metrics = self._strategy.aggregate_train(state.round, [self._opened(one, state) for one in replies])
         assert averaged is not None and metrics is not None
         for name, value in from_record(averaged).items():
-            state.weights[name] = (state.weights[name] + value if self._task.quantised else value).astype(np.float32)
+            state.weights[name] = self._moved(state, name, value).astype(np.float32)
         scores = [_number(reply.content, "metrics", "accuracy") for reply in replies]
         totals = state.ledger.totals()
         state.curve.append(
@@ -313,6 +320,16 @@ class Server:
         state.nodes = self._grid.save_states()
         state.seconds.append(round(time.perf_counter() - began, 3))
         state.cpu_seconds.append(round(time.process_time() - cpu_began, 3))
+
+    def _moved(self, state: State, name: str, averaged: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A weight after a round, from the clients' average of it, or of its differences in the quantised arm."""
+        if self._task.quantised:
+            return state.weights[name] + averaged
+        if self._task.arm != "AM" or "running_" in name:
+            return averaged
+        velocity = MOMENTUM * state.velocity.get(name, np.float32(0)) + (averaged - state.weights[name])
+        state.velocity[name] = velocity
+        return state.weights[name] + velocity
 
     def _opened(self, reply: Message, state: State) -> Message:
         """A reply as `FedAvg` averages it: with the difference that its blob holds as an array record."""

@@ -11,10 +11,19 @@ from federations.arms import COMPUTED, LEVELS, SEARCHES, check_arm, read_result
 from federations.judge import Judgement
 from federations.regime import Regime
 
-ARMS: Final = ("A", "A2", "B", COMPUTED, *SEARCHES)
+ARMS: Final = ("A", "AM", "A2", "B", COMPUTED, *SEARCHES)
 BYTES: Final = tuple(f"{level}_{direction}" for level in LEVELS for direction in ("up", "down"))
 ACCURACIES: Final = ("accuracy_global", "accuracy_personal", "accuracy_personal_plain", "accuracy_personal_before")
-PAIRS: Final = (("C2", "A"), ("C2", "B"), ("C1", "A"), ("C1", "B"), ("A2", "A"), ("C2", "A2"))
+PAIRS: Final = (
+    ("C2", "A"),
+    ("C2", "B"),
+    ("C1", "A"),
+    ("C1", "B"),
+    ("A2", "A"),
+    ("C2", "A2"),
+    ("AM", "A"),
+    ("C2", "AM"),
+)
 DARTS_STATE_BYTES: Final = 8_029_000
 """FedNAS's DARTS supernet: 1,930,618 weights, 224 alphas and the batch-norm statistics in float32."""
 DRAWS: Final = 2000

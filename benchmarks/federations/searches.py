@@ -61,9 +61,14 @@ def search_options(arm: str, regime: Regime) -> dict[str, Any]:
         "flips": regime.flip,
         "shift": regime.shift,
     }
+    masked = {"mask": "own", "explore_share": 0.5, "member_share": 0.0, "keep_weight": 0.0}
     if arm == "C1":
-        return {"training": training, "wire": {"relative_step_up": 0.0, "relative_step_down": 0.0}}
-    return {"training": training, "wire": {}}
+        step, server = 0.0, dict[str, Any](optimiser="plain")
+    else:
+        masked |= {"mask": "hull", "member_share": 0.5, "distil": True}
+        step, server = 1.2, {"optimiser": "momentum", "learning_rate": 1.0, "momentum": 0.5}
+    wire = {"relative_step_up": step, "relative_step_down": step}
+    return {"training": training | masked, "wire": wire, "server": server}
 
 
 def search_config(arm: str, regime: Regime, seed: int, place: Place, tables: Tables) -> SearchConfig:

@@ -17,6 +17,7 @@ from faqs.config import SearchConfig, ServerConfig
 from faqs.deltas import shared_arrays
 from faqs.engine import InProcessGrid
 from faqs.errors import FaqsError, RunError, WireError
+from faqs.members import path_of
 from faqs.participant import Participant, read_scores
 from faqs.prepare import Device, Prepared
 from faqs.runs import Checkpoint, RunFolder
@@ -86,6 +87,30 @@ def test_every_decided_network_is_within_its_own_budget(tmp_path: Path, table: L
         decided = tuple(map(BlockChoice.parse, fields["architecture"]))
         assert fields["cost"] == table.cost(decided)
         assert all(fields["cost"][{"size": "weight_bytes", "latency": "latency_s"}[n]] <= v for n, v in limit.items())
+
+
+def test_a_mask_of_all_members_makes_every_client_train_what_any_needs(table: LookupTable) -> None:
+    """And with its own mask a client exchanges less, the less its network has."""
+    last = {}
+    for mask in ("own", "hull"):
+        wishes = [budgets(table), {}]
+        training = tiny_fields()["training"] | {"mask": mask}
+        config = tiny_config(
+            clients=2, client=[{"budget": wish} for wish in wishes], training=training, warmup_rounds=1
+        )
+        server = Server(InProcessGrid(app, 2), config, [table] * 2)
+        federation, _ = run_rounds(server, None, lambda done: None)
+        decisions, round_number = federation.state.decisions, config.rounds - 1
+        assert decisions[0] != decisions[1]
+        last[mask] = {
+            entry.client: entry.ideal_bytes
+            for entry in federation.ledger.select(kind="train", round=round_number)
+            if entry.direction == "up"
+        }
+        paths = {client: path_of(mask, decisions[client], federation.state.members) for client in range(2)}  # type: ignore[arg-type]
+        assert (paths[0] == paths[1]) == (mask == "hull")
+        assert all(paths[client] == decisions[client] for client in range(2)) == (mask == "own")
+    assert last["own"][0] < last["own"][1] <= last["hull"][0] == last["hull"][1]
 
 
 def test_the_ledger_is_what_really_crossed(table: LookupTable) -> None:
@@ -308,7 +333,7 @@ def test_what_one_message_leaves_out_the_next_ones_carry(table: LookupTable) -> 
     gaps = []
     for _ in range(6):
         gaps.append(max(float(np.abs(v - state.references[0][n]).max()) for n, v in state.weights.items()))
-        downlink(state, space, 0, relative_step=1.0)
+        downlink(state, space, 0, "own", relative_step=1.0)
     assert gaps[-1] < 0.1 * gaps[0]
 
 
