@@ -68,11 +68,11 @@ def test_a_client_with_two_classes_forgets_less_of_the_others_when_it_is_held_to
     images = np.clip(0.15 * random.random((256, 1, 8, 8)) + 0.25 * labels[:, None, None, None], 0, 1).astype(np.float32)
     everyone = Dataset(images, labels.astype(np.int64), 4)
     own, foreign = everyone.subset(np.flatnonzero(labels < 2)), everyone.subset(np.flatnonzero(labels >= 2))
-    lost = {}
+    lost, path = {}, SPACE.largest
     for weight in (0.0, 3.0):
         supernet, draw = new_supernet(SPACE, 0), torch.Generator().manual_seed(1)
-        gates = supernet.hard_gates(SPACE.largest)
-        train_weights(supernet, SPACE.largest, everyone, dataclasses.replace(QUIET, local_epochs=6), 0.1, 0.0, draw)
+        gates, longer = supernet.hard_gates(path), dataclasses.replace(QUIET, local_epochs=6)
+        train_weights(supernet, path, lambda _: path, 0.0, everyone, longer, 0.1, draw)
 
         def loss_of_foreign() -> float:
             with torch.no_grad():  # by the statistics of everyone, as these would be recomputed
@@ -80,6 +80,7 @@ def test_a_client_with_two_classes_forgets_less_of_the_others_when_it_is_held_to
             return float(functional.cross_entropy(scores, torch.from_numpy(foreign.labels)))
 
         before = loss_of_foreign()
-        train_weights(supernet, SPACE.largest, own, dataclasses.replace(QUIET, keep_weight=weight), 0.05, 0.0, draw)
+        held = dataclasses.replace(QUIET, keep_weight=weight)
+        train_weights(supernet, path, lambda _: path, 0.0, own, held, 0.05, draw)
         lost[weight] = loss_of_foreign() - before
     assert lost[3.0] < 0.7 * lost[0.0]
