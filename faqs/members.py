@@ -10,7 +10,7 @@ import torch
 from faqs.config import Mask
 from faqs.errors import WireError
 from faqs.wire import Header, JsonValue
-from hwcost import SKIP, Architecture, BlockChoice, LookupTable, SearchSpace
+from hwcost import Architecture, BlockChoice, LookupTable, SearchSpace
 
 Members = list[tuple[Architecture, int]]
 """Architectures, and how many clients have decided for each."""
@@ -21,16 +21,13 @@ MOST_MEMBERS = 64
 
 def hull(architectures: list[Architecture]) -> Architecture:
     """The smallest network that holds the weights of all of them: per block the largest kernel, expansion and bits of
-    any, a skip where all skip."""
-
-    def around(choices: tuple[BlockChoice, ...]) -> BlockChoice:
-        kept = [choice for choice in choices if choice != SKIP]
-        if not kept:
-            return SKIP
-        kernel, expansion = max(c.kernel for c in kept), max(c.expansion for c in kept)
-        return BlockChoice(kernel, expansion, max(c.weight_bits for c in kept))
-
-    return tuple(map(around, zip(*architectures, strict=True)))
+    any, and so a skip, which has none, where all skip."""
+    return tuple(
+        BlockChoice(
+            max(c.kernel for c in choices), max(c.expansion for c in choices), max(c.weight_bits for c in choices)
+        )
+        for choices in zip(*architectures, strict=True)
+    )
 
 
 def path_of(mask: Mask, decision: Architecture, members: Members) -> Architecture:

@@ -20,6 +20,7 @@ from faqs.runs import RunFolder
 from faqs.search import load_network, search
 from faqs.server import Federation, Server
 from faqs.supernet import DecidedNet, decide, new_supernet, shared_tensors
+from federations.baselines import MOMENTUM
 from federations.judge import Found, Hits, Judgement, hits, with_statistics
 from federations.regime import Place, Regime
 from hwcost import (
@@ -66,7 +67,7 @@ def search_options(arm: str, regime: Regime) -> dict[str, Any]:
         step, server = 0.0, dict[str, Any](optimiser="plain")
     else:
         masked |= {"mask": "hull", "member_share": 0.5, "distil": True}
-        step, server = 1.2, {"optimiser": "momentum", "learning_rate": 1.0, "momentum": 0.5}
+        step, server = 1.2, {"optimiser": "momentum", "learning_rate": 1.0, "momentum": float(MOMENTUM)}
     wire = {"relative_step_up": step, "relative_step_down": step}
     return {"training": training | masked, "wire": wire, "server": server}
 
