@@ -67,7 +67,7 @@ class TrainingConfig(BaseModel):
     member_share: float = Field(default=0.5, ge=0, le=1)
     distil: bool = True
     keep_weight: float = Field(default=0.0, ge=0)
-    rule: Literal["losses", "logits", "norms"] = "losses"
+    rule: Literal["losses", "logits", "norms", "random"] = "losses"
     pareto: Form = "additive"
     scored_images: int = Field(default=256, ge=2)
     gate_learning_rate: float = Field(default=0.05, gt=0)

@@ -24,7 +24,7 @@ from faqs.errors import RunError, WireError
 from faqs.members import Members, drawn, path_of, read_architecture, read_members, written_architecture
 from faqs.pareto import Pareto
 from faqs.preference import Preference, changed_costs, over_budget, project
-from faqs.scoring import Scores, in_spreads, logit_scores, loss_scores, norm_scores, with_hysteresis
+from faqs.scoring import Scores, in_spreads, logit_scores, loss_scores, norm_scores, random_scores, with_hysteresis
 from faqs.supernet import (
     SuperNet,
     decide,
@@ -203,6 +203,8 @@ class Participant:
             return logit_scores(self.logits, supernet.space)
         if training.rule == "norms":
             return norm_scores(supernet)
+        if training.rule == "random":
+            return random_scores(supernet.space, generator)
         steps = math.ceil(training.scored_images / 64)
         return loss_scores(supernet, itertools.islice(batches(data, 64, generator), steps))
 

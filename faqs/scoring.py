@@ -96,6 +96,12 @@ def norm_scores(supernet: SuperNet) -> Scores:
     return scores
 
 
+def random_scores(space: SearchSpace, generator: torch.Generator) -> Scores:
+    """Standard normal draws."""
+    legal = legal_mask(space)
+    return np.where(legal, torch.randn(legal.shape, generator=generator, dtype=torch.float64).numpy(), 0.0)
+
+
 def in_spreads(scores: Scores, space: SearchSpace) -> tuple[Scores, float]:
     """Each block's scores less their mean, over the standard deviation of all of them, which is returned, too (1 where
     all are alike)."""

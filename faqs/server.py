@@ -25,7 +25,8 @@ from faqs.members import read_architecture
 from faqs.participant import Assignment, first_decision, read_scores, written_scores
 from faqs.runs import RoundReport
 from faqs.scoring import Scores
-from faqs.strategy import ServerState, Update, active_cuts, aggregate, downlink, forget_client, ideal_bytes
+from faqs.strategy import ServerState, Update, aggregate, downlinks, forget_client, ideal_bytes
+from faqs.supernet import shared_cuts
 from faqs.wire import Header, decode
 from hwcost import Architecture, LookupTable
 
@@ -99,9 +100,11 @@ class Server:
         present = [client for client in self._nodes if client not in federation.lost]
         refused = dict.fromkeys(federation.lost, "could not be set up again")
         trained: dict[int, _Trained] = {}
+        paths = state.paths(self.config.training.mask)
         replies = self._exchange(
-            federation, "train", "train", present, lambda client, content: self._read_update(state, client, content)
-        )
+            federation, "train", "train", present,
+            lambda client, content: self._read_update(state, client, paths[client], content),
+        )  # fmt: skip
         for client, reply in replies.items():
             if isinstance(reply, str):
                 refused[client] = reply
@@ -152,9 +155,9 @@ class Server:
     def _assignment(self, client: int) -> Assignment:
         return Assignment(client, self.config, self._tables[client])
 
-    def _read_update(self, state: ServerState, client: int, content: RecordDict) -> _Trained:
+    def _read_update(self, state: ServerState, client: int, path: Architecture, content: RecordDict) -> _Trained:
         """Validate a round's reply; raises `WireError`."""
-        cuts = active_cuts(state, self._space, client, self.config.training.mask)
+        cuts = shared_cuts(self._space, path)
         message = decode(read_blob(content), lengths=cut_lengths(state.weights, cuts))
         if message.header.get("round") != state.round:
             raise WireError(f"an update belongs to round {state.round}, got {message.header.get('round')!r}")
@@ -189,8 +192,10 @@ class Server:
     ) -> dict[int, Parsed | str]:
         """Send every client what it misses; returns its parsed reply, or the reason why there is none."""
         state, step, mask = federation.state, self.config.wire.relative_step_down, self.config.training.mask
-        contents = {client: content_of("blob", downlink(state, self._space, client, mask, step)) for client in clients}
-        ideal = {client: ideal_bytes(state, self._space, client, mask) for client in clients}
+        blobs = downlinks(state, self._space, clients, mask, step)
+        contents = {client: content_of("blob", blob) for client, blob in blobs.items()}
+        paths = state.paths(mask)
+        ideal = {client: ideal_bytes(state, self._space, paths[client]) for client in clients}
         return self._send(message_type, kind, state.round, contents, federation.ledger, parse, ideal)
 
     def _send(

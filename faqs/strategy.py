@@ -7,7 +7,7 @@ be taken as the gradient of a server optimiser instead.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,6 +53,11 @@ class ServerState:
         """The networks that clients have decided for and how many have: at most `MOST_MEMBERS`, the most frequent."""
         return Counter(self.decisions).most_common(MOST_MEMBERS)
 
+    def paths(self, mask: Mask) -> list[Architecture]:
+        """What each client receives, trains and sends in this round."""
+        members = self.members
+        return [path_of(mask, decision, members) for decision in self.decisions]
+
 
 @dataclass(frozen=True)
 class Update:
@@ -64,14 +69,18 @@ class Update:
     tensors: Mapping[str, Tensor] = field(repr=False)
 
 
-def active_cuts(state: ServerState, space: SearchSpace, client: int, mask: Mask) -> dict[str, Cut]:
-    """What a client receives, trains and sends in this round."""
-    return shared_cuts(space, path_of(mask, state.decisions[client], state.members))
+def downlinks(
+    state: ServerState, space: SearchSpace, clients: Iterable[int], mask: Mask, relative_step: float
+) -> dict[int, bytes]:
+    """The blobs that bring the active coordinates of clients up to date; moves the server's copies of references."""
+    paths, members = state.paths(mask), state.members if mask == "hull" else []
+    return {client: _downlink(state, space, client, paths[client], members, relative_step) for client in clients}
 
 
-def downlink(state: ServerState, space: SearchSpace, client: int, mask: Mask, relative_step: float) -> bytes:
-    """The blob that brings a client's active coordinates up to date; moves the server's copy of its reference."""
-    cuts = active_cuts(state, space, client, mask)
+def _downlink(
+    state: ServerState, space: SearchSpace, client: int, path: Architecture, members: Members, relative_step: float
+) -> bytes:
+    cuts = shared_cuts(space, path)
     reference = state.references[client]
     behind = {name: now - known for (name, now), known in zip(
         take(state.weights, cuts).items(), take(reference, cuts).values(), strict=True)}  # fmt: skip
@@ -79,8 +88,8 @@ def downlink(state: ServerState, space: SearchSpace, client: int, mask: Mask, re
     add(reference, cuts, tensors)
     decision = written_architecture(state.decisions[client], space)
     header: Header = {"round": state.round, "digest": digest(reference), "decision": decision}
-    if mask == "hull":
-        header["members"] = written_members(state.members, space)
+    if members:
+        header["members"] = written_members(members, space)
     if state.scores is not None:
         header["scores"] = state.scores
     return encode(WireMessage(header, tensors))
@@ -91,9 +100,8 @@ def forget_client(state: ServerState, space: SearchSpace, seed: int, client: int
     state.references[client] = shared_arrays(new_supernet(space, seed))
 
 
-def ideal_bytes(state: ServerState, space: SearchSpace, client: int, mask: Mask) -> float:
+def ideal_bytes(state: ServerState, space: SearchSpace, path: Architecture) -> float:
     """L0: active weights times their bits / 8; stem and classifier count 8 bits, batch norm's scales and shifts 32."""
-    path = path_of(mask, state.decisions[client], state.members)
     lengths = cut_lengths(state.weights, shared_cuts(space, path))
     bits = dict.fromkeys(lengths, 8)
     for name in lengths:

@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from faqs.scoring import Scores, in_spreads, legal_mask, logit_scores, loss_scores, norm_scores, with_hysteresis
+from faqs.scoring import (
+    Scores,
+    in_spreads,
+    legal_mask,
+    logit_scores,
+    loss_scores,
+    norm_scores,
+    random_scores,
+    with_hysteresis,
+)
 from faqs.supernet import SuperNet, new_supernet
 from faqs.train import initial_logits
 from hwcost import SKIP, BlockChoice, SearchSpace, Stage
@@ -62,12 +71,13 @@ def test_norms_prefer_what_holds_larger_weights(supernet: SuperNet) -> None:
     assert (more_bits > 0).all()
 
 
-@pytest.mark.parametrize("rule", ["losses", "norms", "logits"])
+@pytest.mark.parametrize("rule", ["losses", "norms", "logits", "random"])
 def test_scores_are_in_units_of_their_spread_and_zero_where_illegal(supernet: SuperNet, rule: str) -> None:
     found: dict[str, Scores] = {
         "losses": loss_scores(supernet, BATCHES),
         "norms": norm_scores(supernet),
         "logits": logit_scores(initial_logits(SPACE), SPACE),
+        "random": random_scores(SPACE, torch.Generator().manual_seed(0)),
     }
     (scores, spread), legal = in_spreads(found[rule], SPACE), legal_mask(SPACE)
     assert spread > 0 and in_spreads(NOTHING, SPACE)[1] == 1.0
