@@ -23,7 +23,7 @@ from faqs.config import TrainingConfig
 from faqs.data import load_dataset
 from faqs.deltas import code, shared_arrays
 from faqs.supernet import new_supernet
-from faqs.train import Hyperparameters, train_weights
+from faqs.train import Hyperparameters, Step, train_weights
 from faqs.wire import QuantisedTensor, WireMessage, decode, encode
 from hwcost import SearchSpace, note, print_table, progress
 
@@ -58,7 +58,7 @@ def trained(space: SearchSpace, seed: int) -> Deltas:
     before = shared_arrays(supernet)
     generator = torch.Generator().manual_seed(seed)
     digits, path = load_dataset("digits"), space.largest
-    train_weights(supernet, path, lambda _: path, 0.0, digits, settings, settings.learning_rate, generator)
+    train_weights(supernet, lambda _: Step(path, []), digits, settings, settings.learning_rate, generator)
     after = shared_arrays(supernet)
     return {name: (after[name] - before[name]).reshape(-1) for name in before}
 

@@ -502,6 +502,59 @@ def communication(document: dict[str, Any]) -> str:
     )
 
 
+_ABLATIONS: Final = {
+    "C2": "C2: two members a step, by the labels",
+    "C2-own-mask": "each client trains and sends its own network only",
+    "C2-one-member": "one network a step",
+    "C2-three-members": "three networks a step",
+    "C2-hull": "in half of the steps the hull in place of a member",
+    "C2-hull-teaches": "the same, and the other member learns from it",
+    "C2-warmup-teaches": "in the warm-up random networks learn from the full one",
+    "C2-held": "held to the federation's network (FedNTD)",
+    "C2-plain": "no momentum on the server",
+    "C2-no-warmup": "masks from the first round",
+    "C2-no-explore": "no random networks in the warm-up",
+    "C2-norms": "choices scored by norms",
+    "C2-logits": "choices scored by trained gates",
+    "C2-random": "choices scored at random",
+    "C2-own-scores": "each client by its own scores",
+    "C2-float": "32-bit floats on the wire",
+    "A": "A: FedAvg, fp32",
+    "AM": "AM: FedAvg with server momentum, fp32",
+}
+
+
+def ablation(document: dict[str, Any]) -> str:
+    arms, differences, regime = document["arms"], document["differences"], document["regime"]
+    rows = []
+    for arm, name in _ABLATIONS.items():
+        found, pair = arms.get(arm), differences.get(f"{arm}-C2")
+        if found is None:
+            continue
+        against = [_points(pair[score]) if pair else "-" for score in ("accuracy_global", "accuracy_personal")]
+        rows.append(
+            (
+                name,
+                str(len(found["seeds"])),
+                *(f"{100 * found[score]:.1f} %" for score in ("accuracy_global", "accuracy_personal")),
+                *against,
+                f"{(found['payload_up'] + found['payload_down']) / 1e3:.0f} kB",
+                "-" if found["round_cpu_s"] is None else f"{found['round_cpu_s']:.1f} s",
+            )
+        )
+    columns = ("what is different", "seeds", "global", "personal", "global less C2's", "personal", "payload", "round")
+    return "\n\n".join(
+        (
+            f"{document['clients']} clients, {regime['train_images']:,} images of which half are held out, "
+            f"{document['rounds']} rounds of {regime['local_epochs']} local epoch; everything else as above. In "
+            "brackets: paired bootstrap intervals of 95 % over the seeds there are, and images. Payload: per client "
+            "and round, both ways. Round: processor time of all clients, median.",
+            table(columns, rows),
+            circumstances(document),
+        )
+    )
+
+
 def _points(found: dict[str, float]) -> str:
     return f"{100 * found['mean']:+.2f} ({100 * found['low']:+.2f} to {100 * found['high']:+.2f})"
 
@@ -576,6 +629,7 @@ BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "communication": lambda results: communication(
         json.loads((results / "communication.json").read_text(encoding="utf-8"))
     ),
+    "ablation": lambda results: ablation(json.loads((results / "ablation.json").read_text(encoding="utf-8"))),
     "step": lambda results: steps(json.loads((results / "step.json").read_text(encoding="utf-8"))),
     "emulation": lambda results: emulation(json.loads((results / "emulation.json").read_text(encoding="utf-8"))),
     "adapt": lambda results: adapted(json.loads((results / "adapt.json").read_text(encoding="utf-8"))),

@@ -17,7 +17,7 @@ DEFAULT_WEIGHTS = {"latency": 0.05, "size": 0.05}
 """The mild preference of a client that states none."""
 
 Mask = Literal["hull", "own"]
-"""What a client trains and exchanges after the decisions: the smallest network that holds all clients', or its own."""
+"""What a client exchanges after the decisions: the smallest network that holds all clients', or its own."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -64,7 +64,8 @@ class TrainingConfig(BaseModel):
     weight_decay: float = Field(default=1e-4, ge=0)
     explore_share: float = Field(default=0.5, ge=0, le=1)
     mask: Mask = "hull"
-    member_share: float = Field(default=0.5, ge=0, le=1)
+    members_per_step: int = Field(default=2, ge=1, le=16)
+    hull_share: float = Field(default=0.0, ge=0, le=1)
     distil: bool = True
     keep_weight: float = Field(default=0.0, ge=0)
     rule: Literal["losses", "logits", "norms", "random"] = "losses"
@@ -96,7 +97,7 @@ class ServerConfig(BaseModel):
 
     optimiser: Literal["plain", "momentum", "adam"] = "momentum"
     learning_rate: float = Field(default=1.0, gt=0)
-    momentum: float = Field(default=0.5, ge=0, lt=1)
+    momentum: float = Field(default=0.7, ge=0, lt=1)
 
 
 class SearchConfig(BaseModel):

@@ -1,8 +1,8 @@
 """The members of a federation: the networks that its clients have decided for, and how messages name them.
 
-With the mask `hull` every client trains the smallest network that holds all members, and members inside it, on its own
-data: so each network learns from every client's images, and each coordinate is averaged over all clients. With `own` a
-client trains and exchanges its own network's weights only.
+With the mask `hull` every client exchanges the smallest network that holds all members, and trains the members on its
+own data: so each network learns from every client's images, and each coordinate is averaged over all clients. With
+`own` a client trains and exchanges its own network's weights only.
 """
 
 import torch
@@ -16,7 +16,7 @@ Members = list[tuple[Architecture, int]]
 """Architectures, and how many clients have decided for each."""
 
 MOST_MEMBERS = 64
-"""In one message; beyond these a client's own is still in its hull."""
+"""In one message; beyond these a client's own network is still in its hull, and trained by that client."""
 
 
 def hull(architectures: list[Architecture]) -> Architecture:
@@ -31,7 +31,7 @@ def hull(architectures: list[Architecture]) -> Architecture:
 
 
 def path_of(mask: Mask, decision: Architecture, members: Members) -> Architecture:
-    """What a client that has taken this decision trains and exchanges: both ends derive it from the same header."""
+    """The weights that a client that has taken this decision exchanges: both ends derive it from the same header."""
     return hull([decision, *(architecture for architecture, _ in members)]) if mask == "hull" else decision
 
 

@@ -36,6 +36,7 @@ from faqs.supernet import (
 )
 from faqs.train import (
     Hyperparameters,
+    Step,
     accuracy,
     batches,
     expected_costs,
@@ -136,12 +137,11 @@ class Participant:
         cuts = shared_cuts(table.space, path)
         supernet, data, draw = self._supernet(), self.assignment.data(), self._generator(round_number)
         rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * round_number / config.rounds))
-        inside, share = partial(random_architecture, table.space, within=path), settings.explore_share
-        if round_number >= config.warmup:
-            share = settings.member_share
-            if config.training.mask == "hull":
-                inside = partial(drawn, members)
-        loss = train_weights(supernet, path, inside, share, data.train, settings, rate, draw("weights"))
+        if all(self.decision != architecture for architecture, _ in members):
+            members = [*members, (self.decision, 1)]
+        together = config.training.mask == "hull" and round_number >= config.warmup
+        step = partial(self._step, path, members if together else [])
+        loss = train_weights(supernet, step, data.train, settings, rate, draw("weights"))
         trained = take(shared_arrays(supernet), cuts)
         wanted = {
             name: trained[name] - known + self.residual[name][cuts[name]].reshape(-1)
@@ -195,6 +195,20 @@ class Participant:
             "accuracy": accuracy(network, data.held_out),
         }
         return encode(WireMessage(header, {}))
+
+    def _step(self, path: Architecture, members: Members, generator: torch.Generator) -> Step:
+        """Draw what a step trains: members of the federation, or the path and now and then what is inside it."""
+        space, settings = self.assignment.table.space, self.assignment.settings
+
+        def chance(share: float) -> bool:
+            return float(torch.rand(1, generator=generator)) < share
+
+        if not members:
+            explores = chance(settings.explore_share)
+            return Step(path, [random_architecture(space, generator, within=path)] if explores else [])
+        first = path if chance(settings.hull_share) else None
+        count = settings.members_per_step - (first is not None)
+        return Step(first, [drawn(members, generator) for _ in range(count)])
 
     def _score(self, supernet: SuperNet, data: Dataset, generator: torch.Generator) -> Scores:
         """What the configured rule says of every choice of every block."""

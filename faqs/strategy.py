@@ -54,7 +54,7 @@ class ServerState:
         return Counter(self.decisions).most_common(MOST_MEMBERS)
 
     def paths(self, mask: Mask) -> list[Architecture]:
-        """What each client receives, trains and sends in this round."""
+        """The networks whose weights each client receives and sends in this round."""
         members = self.members
         return [path_of(mask, decision, members) for decision in self.decisions]
 

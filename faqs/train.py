@@ -1,8 +1,8 @@
 """A client's local work, free of any federation: training shared weights and gates, and judging a network.
 
-Weights learn on one path through the supernet, held to what the federation's weights said at the start of the round.
-Networks inside it are trained in between (after the sandwich rule of arXiv 1903.05134): in the warm-up random ones, so
-that no choice is judged on weights that never worked together, afterwards those that clients have decided for. Gates
+Weights learn on one path through the supernet and on networks inside it (after the sandwich rule of arXiv 1903.05134):
+in the warm-up random ones, so that no choice is judged on weights that never worked together, afterwards those that
+clients have decided for. Gates
 learn from straight-through samples on batches of their own while the weights stand still (first-order DARTS, arXiv
 1806.09055).
 """
@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -34,9 +34,11 @@ from hwcost import SKIP, Architecture, CostLayer, SearchSpace
 class Hyperparameters:
     """Of one client's local round.
 
-    `explore_share`: of the warm-up's steps that also train a random network; `member_share`: of later steps that also
-    train one that a client has decided for; with `distil` towards what the larger network says of the same images
-    (in-place distillation, arXiv 1903.05134), else towards the labels. `gate_share`
+    `explore_share`: of the steps on the full network (and on a client's own, where it trains no other) that also train
+    a random network inside it; with the members of a federation, `members_per_step` of them are trained in each step,
+    in `hull_share` of the steps the hull in place of one. With `distil` what is trained beside a
+    larger network learns what that one says of the same images (in-place distillation, arXiv 1903.05134),
+    else the labels. `gate_share`
     gate steps are taken per weight step where gates are trained at all. `keep_weight`: of the loss that holds a client
     to what the federation knows, see `not_true_distillation`. `flips`, `shift`: see `augmented`.
     """
@@ -47,7 +49,8 @@ class Hyperparameters:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     explore_share: float = 0.5
-    member_share: float = 0.5
+    members_per_step: int = 2
+    hull_share: float = 0.0
     distil: bool = True
     keep_weight: float = 0.0
     gate_learning_rate: float = 0.05
@@ -137,22 +140,26 @@ def not_true_distillation(scores: Tensor, before: Tensor, labels: Tensor) -> Ten
     return functional.kl_div(said, kept, reduction="batchmean", log_target=True)
 
 
+@dataclass(frozen=True)
+class Step:
+    """The networks that one step trains: the `first` by the labels, unless there is none, and others, which with
+    `distil` learn what the first says."""
+
+    first: Architecture | None
+    others: Sequence[Architecture]
+
+
 def train_weights(
     supernet: SuperNet,
-    path: Architecture,
-    inside: Callable[[torch.Generator], Architecture],
-    inside_share: float,
+    draw: Callable[[torch.Generator], Step],
     data: Dataset,
     settings: Hyperparameters,
     learning_rate: float,
     generator: torch.Generator,
 ) -> float:
-    """Train the shared weights and local layers; returns the mean loss on `path`.
-
-    `inside_share` of the steps, drawn at random, also descend the loss of a network drawn by `inside`.
-    """
+    """Train the shared weights and local layers, in every step the networks that `draw` says; returns the mean loss of
+    what was trained by the labels."""
     supernet.train()
-    gates = supernet.hard_gates(path)
     federation = copy.deepcopy(supernet).requires_grad_(False) if settings.keep_weight > 0 else None
     shared = shared_tensors(supernet)
     decayed = [value for value in shared.values() if value.dim() > 1]
@@ -163,22 +170,32 @@ def train_weights(
     ]
     optimiser = torch.optim.SGD(groups, lr=learning_rate, momentum=settings.momentum)
     losses: list[float] = []
-    for _ in range(settings.local_epochs):
-        for images, labels in batches(data, settings.batch_size, generator):
-            images = augmented(images, settings.flips, settings.shift, generator)
-            optimiser.zero_grad(set_to_none=True)
-            scores = supernet(images, gates)
-            loss = functional.cross_entropy(scores, labels)
+    gates_of = cache(supernet.hard_gates)
+
+    def descend(architecture: Architecture, images: Tensor, labels: Tensor, target: Tensor | None = None) -> Tensor:
+        """Add one network's gradient; returns its scores."""
+        gates = gates_of(architecture)
+        scores: Tensor = supernet(images, gates)
+        loss = functional.cross_entropy(scores, labels if target is None else target)
+        if target is None:
             losses.append(float(loss.detach()))
             if federation is not None:
                 with torch.no_grad():
                     before = federation(images, gates)
                 loss = loss + settings.keep_weight * not_true_distillation(scores, before, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if float(torch.rand(1, generator=generator)) < inside_share:
-                other = supernet.hard_gates(inside(generator))
-                target = torch.softmax(scores.detach(), dim=1) if settings.distil else labels
-                functional.cross_entropy(supernet(images, other), target).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
+        return scores.detach()
+
+    for _ in range(settings.local_epochs):
+        for images, labels in batches(data, settings.batch_size, generator):
+            images = augmented(images, settings.flips, settings.shift, generator)
+            optimiser.zero_grad(set_to_none=True)
+            step, target = draw(generator), None
+            if step.first is not None:
+                scores = descend(step.first, images, labels)
+                target = torch.softmax(scores, dim=1) if settings.distil else None
+            for other in step.others:
+                descend(other, images, labels, target)
             nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
             optimiser.step()
     return float(np.mean(losses)) if losses else math.nan

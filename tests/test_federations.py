@@ -67,7 +67,7 @@ def test_momentum_carries_the_last_step_of_the_weights_and_not_of_statistics(pla
     same.run_round(straight)  # the same second round without momentum
     heavy.run_round(state)
     for name, value in state.weights.items():
-        carried = 0 if "running_" in name else 0.5 * (after[name] - first[name])
+        carried = 0 if "running_" in name else baselines.MOMENTUM * (after[name] - first[name])
         np.testing.assert_allclose(value, straight.weights[name] + carried, rtol=1e-4, atol=1e-6)
 
 

@@ -21,6 +21,7 @@ from hwcost import BlockChoice, SearchSpace, detect_machine, note, write_atomica
 
 BASELINES: Final = ("A", "AM", "A2", "B")
 SEARCHES: Final = ("C1", "C2")
+ABLATIONS: Final = tuple(f"C2-{name}" for name in searches.VARIANTS)
 COMPUTED: Final = "B2"
 CEILING: Final = re.compile(r"ceiling-(\d+)")
 
@@ -56,9 +57,9 @@ def result_path(results: Path, arm: str, seed: int) -> Path:
 
 def check_arm(arm: str) -> str:
     """The arm's name; raises `ValueError` for one that is none."""
-    if arm in (*BASELINES, *SEARCHES, COMPUTED) or CEILING.fullmatch(arm):
+    if arm in (*BASELINES, *SEARCHES, *ABLATIONS, COMPUTED) or CEILING.fullmatch(arm):
         return arm
-    known = ", ".join((*BASELINES, COMPUTED, *SEARCHES))
+    known = ", ".join((*BASELINES, COMPUTED, *SEARCHES, *ABLATIONS))
     raise ValueError(f"an arm is one of {known}, or ceiling-CLIENT, got {arm!r}")
 
 
@@ -70,7 +71,7 @@ def read_result(results: Path, arm: str, seed: int, regime: Regime) -> dict[str,
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     ours: dict[str, Any] = {"version": RESULT_VERSION} | regime.to_json()
     theirs = {"version": document.get("version")} | document.get("regime", {})
-    if arm in SEARCHES:
+    if arm in (*SEARCHES, *ABLATIONS):
         ours |= searches.search_options(arm, regime)
         theirs |= document.get("options", {})
     names = dict.fromkeys((*ours, *theirs))
@@ -125,7 +126,7 @@ def _run(job: Job) -> Found:
     def report(done: int) -> None:
         note(f"{job.arm}, seed {job.seed}: round {done} of {job.regime.rounds}")
 
-    if job.arm in SEARCHES:
+    if job.arm in (*SEARCHES, *ABLATIONS):
         tables = searches.cost_tables(space, Path(), job.quick)
         config = searches.search_config(job.arm, job.regime, job.seed, place, tables)
         return searches.run(config, job.regime, place, job.folder, report)
@@ -161,7 +162,7 @@ def _document(job: Job, found: Found) -> dict[str, Any]:
         "arm": job.arm,
         "seed": job.seed,
         "regime": job.regime.to_json(),
-        "options": searches.search_options(job.arm, job.regime) if job.arm in SEARCHES else {},
+        "options": searches.search_options(job.arm, job.regime) if job.arm in (*SEARCHES, *ABLATIONS) else {},
         "accuracy_global": judgement.accuracy_global,
         "accuracy_personal": weighted,
         "accuracy_personal_plain": plain,

@@ -36,7 +36,7 @@ from hwcost import Architecture, BlockChoice, SearchSpace, pack, unpack, write_a
 LEAST_VARIANCE: Final = 1e-5
 """Of a batch norm: a quantised variance may have been rounded to zero or below."""
 
-MOMENTUM: Final = np.float32(0.5)
+MOMENTUM: Final = 0.7
 """Of the server of arm AM: that of the search's."""
 
 app = ClientApp()

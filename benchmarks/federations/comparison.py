@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from federations.arms import COMPUTED, LEVELS, SEARCHES, check_arm, read_result
+from federations.arms import ABLATIONS, COMPUTED, LEVELS, SEARCHES, check_arm, read_result
 from federations.judge import Judgement
 from federations.regime import Regime
 
@@ -138,7 +138,7 @@ def ratios(arms: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def differences(results: Results) -> dict[str, Any]:
     """Accuracy of the first of a pair less the second's, on the seeds that both have, with paired intervals of 95 %."""
     found = {}
-    for one, other in PAIRS:
+    for one, other in (*PAIRS, *((arm, "C2") for arm in ("A", "AM", *ABLATIONS))):
         seeds = sorted(set(results.get(one, {})) & set(results.get(other, {})))
         if not seeds:
             continue

@@ -92,6 +92,8 @@ QUICK: Final = Regime(
     personal_epochs=1,
 )
 
+ABLATION: Final = Regime(train_images=6_000, rounds=25, local_epochs=1)
+
 
 @dataclass(frozen=True)
 class Place:

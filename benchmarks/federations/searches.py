@@ -47,6 +47,26 @@ class NotYetError(Exception):
     """An arm that cannot be run yet, and why."""
 
 
+VARIANTS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+    "own-mask": {"training": {"mask": "own"}},
+    "one-member": {"training": {"members_per_step": 1}},
+    "three-members": {"training": {"members_per_step": 3}},
+    "hull": {"training": {"hull_share": 0.5, "distil": False}},
+    "hull-teaches": {"training": {"hull_share": 0.5, "distil": True}},
+    "warmup-teaches": {"training": {"distil": True}},
+    "held": {"training": {"keep_weight": 1.0}},
+    "plain": {"server": {"optimiser": "plain"}},
+    "no-warmup": {"run": {"warmup_rounds": 0}},
+    "no-explore": {"training": {"explore_share": 0.0}},
+    "norms": {"training": {"rule": "norms"}},
+    "logits": {"training": {"rule": "logits"}},
+    "random": {"training": {"rule": "random"}},
+    "own-scores": {"training": {"common_share": 0.0}},
+    "float": {"wire": {"relative_step_up": 0.0, "relative_step_down": 0.0}},
+}
+"""The ablations of C2, arms `C2-NAME`: what each changes, by section."""
+
+
 def search_options(arm: str, regime: Regime) -> dict[str, Any]:
     """THE OPTIONS OF C1 AND C2: fields of `SearchConfig`, what of the method is switched on in either arm.
 
@@ -61,15 +81,22 @@ def search_options(arm: str, regime: Regime) -> dict[str, Any]:
         "personal_epochs": regime.personal_epochs,
         "flips": regime.flip,
         "shift": regime.shift,
+        "explore_share": 0.5,
+        "distil": False,
+        "keep_weight": 0.0,
     }
-    masked = {"mask": "own", "explore_share": 0.5, "member_share": 0.0, "keep_weight": 0.0}
     if arm == "C1":
+        training |= {"mask": "own"}
         step, server = 0.0, dict[str, Any](optimiser="plain")
     else:
-        masked |= {"mask": "hull", "member_share": 0.5, "distil": True}
-        step, server = 1.2, {"optimiser": "momentum", "learning_rate": 1.0, "momentum": float(MOMENTUM)}
+        training |= {"mask": "hull", "members_per_step": 2, "hull_share": 0.0}
+        step, server = 1.2, {"optimiser": "momentum", "learning_rate": 1.0, "momentum": MOMENTUM}
     wire = {"relative_step_up": step, "relative_step_down": step}
-    return {"training": training | masked, "wire": wire, "server": server}
+    changes = VARIANTS.get(arm.removeprefix("C2-"), {})
+    sections = {"training": training, "wire": wire, "server": server}
+    return {name: {**fields, **changes.get(name, {})} for name, fields in sections.items()} | dict(
+        changes.get("run", {})
+    )
 
 
 def search_config(arm: str, regime: Regime, seed: int, place: Place, tables: Tables) -> SearchConfig:
@@ -151,6 +178,7 @@ def run(config: SearchConfig, regime: Regime, place: Place, folder: Path, on_rou
         "budgets": [dict(client.decided.budget) for client in record.clients],
         "costs": [dict(client.decided.cost) for client in record.clients],
         "coverage": [round_.coverage for round_ in record.rounds],
+        "refused": sum(len(round_.refused) for round_ in record.rounds),
     }
     seconds = list(run_folder.read_json("timing.json")["round_s"])
     cpu_seconds = [float(line) for line in cpu_file.read_text().split()] if cpu_file.exists() else []

@@ -113,6 +113,12 @@ def test_shared_cuts_are_exactly_the_weights_of_the_decided_network(supernet: Su
     assert {name for name in decided if not name.endswith("log_clip")} == set(cuts)
 
 
+def test_more_bits_need_no_other_weights() -> None:
+    """Latent weights serve every width, so that a client may change its bits without being sent anything."""
+    narrow, wide = (tuple(BlockChoice(5, 2, bits) for _ in SPACE.blocks) for bits in (2, 8))
+    assert shared_cuts(SPACE, narrow) == shared_cuts(SPACE, wide)
+
+
 def test_every_number_of_the_supernet_is_either_shared_or_local(supernet: SuperNet) -> None:
     shared, local = shared_tensors(supernet), local_tensors(supernet)
     assert not shared.keys() & local.keys()

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -7,9 +8,9 @@ from torch.nn import functional
 
 from faqs.config import TrainingConfig
 from faqs.data import Dataset
-from faqs.supernet import new_supernet
-from faqs.train import Hyperparameters, augmented, not_true_distillation, train_weights
-from hwcost import SearchSpace, Stage
+from faqs.supernet import new_supernet, shared_tensors
+from faqs.train import Hyperparameters, Step, augmented, not_true_distillation, train_weights
+from hwcost import BlockChoice, SearchSpace, Stage
 
 SPACE = SearchSpace((1, 8, 8), 4, 4, (Stage(4, 2, 1),), kernels=(3,), expansions=(1, 2), weight_bits=(8,))
 QUIET = Hyperparameters(batch_size=16, local_epochs=3, learning_rate=0.1, explore_share=0.0, keep_weight=0.0)
@@ -72,7 +73,7 @@ def test_a_client_with_two_classes_forgets_less_of_the_others_when_it_is_held_to
     for weight in (0.0, 3.0):
         supernet, draw = new_supernet(SPACE, 0), torch.Generator().manual_seed(1)
         gates, longer = supernet.hard_gates(path), dataclasses.replace(QUIET, local_epochs=6)
-        train_weights(supernet, path, lambda _: path, 0.0, everyone, longer, 0.1, draw)
+        train_weights(supernet, lambda _: Step(path, []), everyone, longer, 0.1, draw)
 
         def loss_of_foreign() -> float:
             with torch.no_grad():  # by the statistics of everyone, as these would be recomputed
@@ -81,6 +82,42 @@ def test_a_client_with_two_classes_forgets_less_of_the_others_when_it_is_held_to
 
         before = loss_of_foreign()
         held = dataclasses.replace(QUIET, keep_weight=weight)
-        train_weights(supernet, path, lambda _: path, 0.0, own, held, 0.05, draw)
+        train_weights(supernet, lambda _: Step(path, []), own, held, 0.05, draw)
         lost[weight] = loss_of_foreign() - before
     assert lost[3.0] < 0.7 * lost[0.0]
+
+
+@pytest.mark.parametrize("distil", [False, True])
+@pytest.mark.parametrize("with_first", [False, True])
+def test_a_step_trains_the_networks_that_are_drawn_for_it_and_nothing_else(with_first: bool, distil: bool) -> None:
+    random = np.random.default_rng(0)
+    data = Dataset(random.random((64, 1, 8, 8)).astype(np.float32), random.integers(0, 4, 64), 4)
+    supernet, largest, drawn = new_supernet(SPACE, 0), SPACE.largest, []
+    smallest = tuple(BlockChoice(3, 1, 8) for _ in largest)
+
+    def draw(generator: torch.Generator) -> Step:
+        drawn.append(smallest)
+        return Step(largest if with_first else None, [smallest, smallest])
+
+    settings = dataclasses.replace(QUIET, local_epochs=1, distil=distil)
+    before = supernet.blocks[0].expand.norm.bias.detach().clone()
+    loss = train_weights(supernet, draw, data, settings, 0.1, torch.Generator().manual_seed(0))
+    assert math.isfinite(loss) and len(drawn) == 4
+    moved = (supernet.blocks[0].expand.norm.bias.detach() - before).abs()
+    hidden = SPACE.blocks[0].in_channels  # of the smallest; what is beyond belongs to the largest alone
+    assert bool(moved[:hidden].any()) and bool(moved[hidden:].any()) == with_first
+
+
+def test_distillation_changes_what_the_others_learn() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 256)
+    images = np.clip(0.1 * random.random((256, 1, 8, 8)) + 0.25 * labels[:, None, None, None], 0, 1).astype(np.float32)
+    data, smallest = Dataset(images, labels.astype(np.int64), 4), tuple(BlockChoice(3, 1, 8) for _ in SPACE.largest)
+    trained = {}
+    for distil in (False, True):
+        supernet = new_supernet(SPACE, 0)
+        settings = dataclasses.replace(QUIET, distil=distil, local_epochs=2)
+        draw = torch.Generator().manual_seed(0)
+        train_weights(supernet, lambda _: Step(SPACE.largest, [smallest]), data, settings, 0.1, draw)
+        trained[distil] = {name: value.detach() for name, value in shared_tensors(supernet).items()}
+    assert any(not torch.equal(value, trained[True][name]) for name, value in trained[False].items())
