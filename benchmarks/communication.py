@@ -11,11 +11,11 @@ and C2 are, and for their set-up.
 
 --ablation takes a shorter regime (3,000 training images, 25 rounds of one local epoch) and compares C2 with one variant
 for each thing taken out or exchanged: `own-mask`, each client trains and sends its own network only; `one-member`,
-`three-members`, as many networks a step; `hull`, the hull in place of a member in half of the steps, and
-`hull-teaches` the member beside it; `warmup-teaches`, the full network teaches random ones; `held` to what the
-federation's network says of other classes (FedNTD); `plain`, no momentum on the server; `no-warmup`, masks from the
-first round; `no-explore`, no random networks in the warm-up; `norms`, `logits`, `random`, other scores of choices;
-`own-scores`, each client by its own; `float`, 32-bit floats on the wire.
+`three-members`, as many networks a step; `hull`, the hull in place of a member in half of the steps, which the other
+member learns from; `labels`, random networks of the warm-up learn by the labels; `held` to what the federation's
+network says of other classes (FedNTD); `plain`, no momentum on the server; `no-warmup`, masks from the first round;
+`no-explore`, no random networks in the warm-up; `norms`, `logits`, `random`, other scores of choices; `own-scores`,
+each client by its own; `float`, 32-bit floats on the wire.
 
 Accuracy: global, every network on all test images after its batch-norm statistics were recomputed over all clients'
 training images; personal, on each client's held-out images after the same local fine-tuning. Bytes to target: until the

@@ -503,13 +503,12 @@ def communication(document: dict[str, Any]) -> str:
 
 
 _ABLATIONS: Final = {
-    "C2": "C2: two members a step, by the labels",
+    "C2": "C2: two members a step",
     "C2-own-mask": "each client trains and sends its own network only",
     "C2-one-member": "one network a step",
     "C2-three-members": "three networks a step",
-    "C2-hull": "in half of the steps the hull in place of a member",
-    "C2-hull-teaches": "the same, and the other member learns from it",
-    "C2-warmup-teaches": "in the warm-up random networks learn from the full one",
+    "C2-hull": "in half of the steps the hull, and a member that learns from it",
+    "C2-labels": "random networks of the warm-up learn by the labels",
     "C2-held": "held to the federation's network (FedNTD)",
     "C2-plain": "no momentum on the server",
     "C2-no-warmup": "masks from the first round",

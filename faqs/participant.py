@@ -130,7 +130,7 @@ class Participant:
     def train(self, round_number: int, blob: bytes) -> bytes:
         """One round: take the server's difference, train, send back the coded difference of the active coordinates.
 
-        Raises `WireError` when the blob is damaged or the references differ.
+        Raises `WireError` when the blob is damaged or the references differ, `RunError` when training diverged.
         """
         config, table, settings = self.assignment.config, self.assignment.table, self.assignment.settings
         path, members = self._receive(blob, round_number)
@@ -142,6 +142,11 @@ class Participant:
         together = config.training.mask == "hull" and round_number >= config.warmup
         step = partial(self._step, path, members if together else [])
         loss = train_weights(supernet, step, data.train, settings, rate, draw("weights"))
+        if not math.isfinite(loss):
+            raise RunError(
+                f"training keeps the loss a finite number, got {loss} in round {round_number}: lower [training] "
+                f"learning_rate (it is {settings.learning_rate:g}), or give client {self.assignment.client} more images"
+            )
         trained = take(shared_arrays(supernet), cuts)
         wanted = {
             name: trained[name] - known + self.residual[name][cuts[name]].reshape(-1)

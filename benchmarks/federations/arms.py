@@ -63,6 +63,13 @@ def check_arm(arm: str) -> str:
     raise ValueError(f"an arm is one of {known}, or ceiling-CLIENT, got {arm!r}")
 
 
+def options(arm: str, regime: Regime) -> dict[str, Any]:
+    """What of the method is switched on in an arm, beyond the regime; a result that was made with others is refused."""
+    if arm in (*SEARCHES, *ABLATIONS):
+        return searches.search_options(arm, regime)
+    return {"server": {"optimiser": "momentum", "momentum": baselines.MOMENTUM}} if arm == "AM" else {}
+
+
 def read_result(results: Path, arm: str, seed: int, regime: Regime) -> dict[str, Any] | None:
     """What is kept of an arm and a seed, None where nothing is; raises `ValueError` for another regime's."""
     path = result_path(results, arm, seed)
@@ -71,9 +78,8 @@ def read_result(results: Path, arm: str, seed: int, regime: Regime) -> dict[str,
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     ours: dict[str, Any] = {"version": RESULT_VERSION} | regime.to_json()
     theirs = {"version": document.get("version")} | document.get("regime", {})
-    if arm in (*SEARCHES, *ABLATIONS):
-        ours |= searches.search_options(arm, regime)
-        theirs |= document.get("options", {})
+    ours |= options(arm, regime)
+    theirs |= document.get("options", {})
     names = dict.fromkeys((*ours, *theirs))
     differ = [
         f"{name} {theirs.get(name)!r}, not {ours.get(name)!r}" for name in names if ours.get(name) != theirs.get(name)
@@ -162,7 +168,7 @@ def _document(job: Job, found: Found) -> dict[str, Any]:
         "arm": job.arm,
         "seed": job.seed,
         "regime": job.regime.to_json(),
-        "options": searches.search_options(job.arm, job.regime) if job.arm in (*SEARCHES, *ABLATIONS) else {},
+        "options": options(job.arm, job.regime),
         "accuracy_global": judgement.accuracy_global,
         "accuracy_personal": weighted,
         "accuracy_personal_plain": plain,

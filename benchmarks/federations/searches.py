@@ -51,9 +51,8 @@ VARIANTS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "own-mask": {"training": {"mask": "own"}},
     "one-member": {"training": {"members_per_step": 1}},
     "three-members": {"training": {"members_per_step": 3}},
-    "hull": {"training": {"hull_share": 0.5, "distil": False}},
-    "hull-teaches": {"training": {"hull_share": 0.5, "distil": True}},
-    "warmup-teaches": {"training": {"distil": True}},
+    "hull": {"training": {"hull_share": 0.5}},
+    "labels": {"training": {"distil": False}},
     "held": {"training": {"keep_weight": 1.0}},
     "plain": {"server": {"optimiser": "plain"}},
     "no-warmup": {"run": {"warmup_rounds": 0}},
@@ -82,7 +81,7 @@ def search_options(arm: str, regime: Regime) -> dict[str, Any]:
         "flips": regime.flip,
         "shift": regime.shift,
         "explore_share": 0.5,
-        "distil": False,
+        "distil": True,
         "keep_weight": 0.0,
     }
     if arm == "C1":

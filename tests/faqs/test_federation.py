@@ -182,6 +182,13 @@ def test_clients_of_one_preference_decide_alike_by_the_mean_of_their_scores(tabl
         assert len(decided[0.0]) > 1
 
 
+def test_training_that_diverges_says_so(table: LookupTable) -> None:
+    training = {**tiny_fields()["training"], "learning_rate": 1e30}
+    grid, config = InProcessGrid(app, 2), tiny_config(clients=2, rounds=2, training=training)
+    with pytest.raises(FaqsError, match=r"loss a finite number, got nan in round 0: lower .*learning_rate"):
+        run_rounds(Server(grid, config, [table] * 2), None, lambda done: None)
+
+
 def test_multipliers_of_a_broken_budget_grow_and_stay_with_the_client(table: LookupTable) -> None:
     tight = {"size": f"{1.02 * table.cheapest('weight_bytes'):.0f}B"}
     training = {**tiny_fields()["training"], "rule": "logits", "pareto": "lagrangian"}
