@@ -4,7 +4,7 @@ smaller than fp32 or more at the default step, no larger than int8 codes through
 Messages have the tensors of a real search space's largest network. Their values are deltas: of the supernet after local
 training on the digits, and synthetic ones (Laplace, Gauss, Student-t) with a scale of its own for each tensor. The
 ceiling is the order-0 entropy of all codes of a message; what a coder spends below or above it is told as a share.
-Baselines in the same run: 32 bits, and zstandard (level 19, as here) of the codes, a byte each. Speeds are MB of fp32
+Baselines in the same run: 32 bits, and zstandard (level 19) of the codes, a byte each. Speeds are MB of fp32
 a second through quantise + encode and decode + dequantise, medians of repeated runs. Under a minute.
 """
 

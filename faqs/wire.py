@@ -11,8 +11,9 @@ makes an error larger than the value it stands for, so error feedback (the calle
 
 Packing. Three codes to a byte in base 6, codes beyond +-2 finished in a second stream, then zstandard on each stream.
 zstandard codes bytes, and never with less than one bit: above 10,000 codes, bytes of one code each take 2 to 28 % more
-than the entropy, triples 1 to 7 %. All tensors share one stream: streams of their own, each with its symbol table, make
-messages 5 to 25 % larger.
+than the entropy, triples 1 to 7 %. Level 16 makes messages as small as level 19 (within 0.3 %) in a fifth of the time;
+levels up to 12 are faster still, and 1 to 11 % larger. All tensors share one stream: streams of their own, each with
+its symbol table, make messages 5 to 25 % larger.
 
 Exact values. A message may instead hold float32 values as they are, for what must not be quantised and as the baseline
 that quantising is compared with; its version says so.
@@ -59,7 +60,7 @@ _PREFIX = struct.Struct("<4sBHII")  # magic, version, compressed bytes of head a
 _CHECKSUM = struct.Struct("<I")
 _FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
 _COMPRESSION = zstandard.ZstdCompressionParameters.from_level(
-    19, format=_FORMAT, write_content_size=True, write_checksum=False, write_dict_id=False
+    16, format=_FORMAT, write_content_size=True, write_checksum=False, write_dict_id=False
 )
 
 
