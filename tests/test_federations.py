@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federations import arms, baselines, comparison
+from federations import arms, baselines, comparison, searches
 from federations.codec import LEVELS, decode, encode, feed_back
 from federations.judge import Judgement, packed, unpacked, with_statistics
 from federations.networks import FloatNet, MultiPathNet, path_choices
@@ -15,6 +15,7 @@ from federations.regime import QUICK, Place, Regime, generator, place_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faqs.config import parse_config
 from faqs.data import load_dataset
 from faqs.ledger import Ledger
 from hwcost import SKIP, BlockChoice, SearchSpace
@@ -224,6 +225,23 @@ def test_a_result_of_another_regime_is_refused(tmp_path: Path) -> None:
     assert arms.read_result(tmp_path, "A", 1, Regime()) is None
     with pytest.raises(ValueError, match=r"rounds 30, not 31.*remove it"):
         arms.read_result(tmp_path, "A", 0, Regime(rounds=31))
+
+
+def test_every_ablation_is_the_search_with_something_else(tmp_path: Path) -> None:
+    standard = searches.search_options("C2", QUICK)
+    seen = [standard]
+    for arm in arms.ABLATIONS:
+        found = searches.search_options(arms.check_arm(arm), QUICK)
+        assert found not in seen
+        seen.append(found)
+        parse_config({**found, "profiles": ["rpi4"]}, arm)
+    (tmp_path / "C2-norms-0.json").write_text(
+        json.dumps({"version": arms.RESULT_VERSION, "regime": QUICK.to_json(), "options": standard})
+    )
+    with pytest.raises(ValueError, match=r"training .*remove it"):
+        comparison.read_results(tmp_path, QUICK)
+    with pytest.raises(ValueError, match=r"an arm is one of .*C2-norms.*, got 'norms'"):
+        arms.check_arm("norms")
 
 
 def test_the_regime_survives_json() -> None:

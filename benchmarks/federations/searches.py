@@ -61,6 +61,7 @@ VARIANTS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "logits": {"training": {"rule": "logits"}},
     "random": {"training": {"rule": "random"}},
     "own-scores": {"training": {"common_share": 0.0}},
+    "coarse": {"wire": {"relative_step_up": 1.6, "relative_step_down": 1.6}},
     "float": {"wire": {"relative_step_up": 0.0, "relative_step_down": 0.0}},
 }
 """The ablations of C2, arms `C2-NAME`: what each changes, by section."""
