@@ -212,7 +212,7 @@ class Participant:
             explores = chance(settings.explore_share)
             return Step(path, [random_architecture(space, generator, within=path)] if explores else [])
         first = path if chance(settings.hull_share) else None
-        count = settings.members_per_step - (first is not None)
+        count = min(settings.members_per_step - (first is not None), len(members))
         return Step(first, [drawn(members, generator) for _ in range(count)])
 
     def _score(self, supernet: SuperNet, data: Dataset, generator: torch.Generator) -> Scores:
