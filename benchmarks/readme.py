@@ -528,15 +528,21 @@ def ablation(document: dict[str, Any]) -> str:
     arms, differences, regime = document["arms"], document["differences"], document["regime"]
     rows = []
     for arm, name in _ABLATIONS.items():
-        found, pair = arms.get(arm), differences.get(f"{arm}-C2")
+        found = arms.get(arm)
         if found is None:
             continue
-        against = [_points(pair[score]) if pair else "-" for score in ("accuracy_global", "accuracy_personal")]
+        scores = ("accuracy_global", "accuracy_personal")
+        if pair := differences.get(f"{arm}-C2"):
+            against = [_points(pair[score]) for score in scores]
+        elif pair := differences.get(f"C2-{arm}"):
+            against = [_points(_negative(pair[score])) for score in scores]
+        else:
+            against = ["-"] * len(scores)
         rows.append(
             (
                 name,
                 str(len(found["seeds"])),
-                *(f"{100 * found[score]:.1f} %" for score in ("accuracy_global", "accuracy_personal")),
+                *(f"{100 * found[score]:.1f} %" for score in scores),
                 *against,
                 f"{(found['payload_up'] + found['payload_down']) / 1e3:.0f} kB",
                 "-" if found["round_cpu_s"] is None else f"{found['round_cpu_s']:.1f} s",
@@ -553,6 +559,10 @@ def ablation(document: dict[str, Any]) -> str:
             circumstances(document),
         )
     )
+
+
+def _negative(found: dict[str, float]) -> dict[str, float]:
+    return {"mean": -found["mean"], "low": -found["high"], "high": -found["low"]}
 
 
 def _points(found: dict[str, float]) -> str:

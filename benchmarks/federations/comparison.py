@@ -138,7 +138,7 @@ def ratios(arms: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def differences(results: Results) -> dict[str, Any]:
     """Accuracy of the first of a pair less the second's, on the seeds that both have, with paired intervals of 95 %."""
     found = {}
-    for one, other in (*PAIRS, *((arm, "C2") for arm in ("A", "AM", *ABLATIONS))):
+    for one, other in (*PAIRS, *((arm, "C2") for arm in ABLATIONS)):
         seeds = sorted(set(results.get(one, {})) & set(results.get(other, {})))
         if not seeds:
             continue
