@@ -486,6 +486,20 @@ def communication(document: dict[str, Any]) -> str:
         if differences
         else ""
     )
+    pairs = {
+        name: " and ".join(
+            f"{100 * found[f'accuracy_{kind}'][0]:.1f} against {100 * found[f'accuracy_{kind}'][1]:.1f} % {kind}"
+            for kind in ("global", "personal")
+        )
+        for name, found in document["ceilings"].items()
+    }
+    alone = [f"client {name}: {text}" for name, text in pairs.items()]
+    ceilings = (
+        "Networks that the search decided for, as they come out of it against trained alone by all clients with FedAvg "
+        f"in fp32: {'; '.join(alone)}. "
+        if alone
+        else ""
+    )
     images = regime["train_images"]
     return "\n\n".join(
         (
@@ -497,7 +511,7 @@ def communication(document: dict[str, Any]) -> str:
             f"fine-tuning. The target: {percent(regime['target_share'])} of A's best mean accuracy, all clients' "
             "bytes together.",
             table(columns, rows),
-            f"± is the deviation over seeds. {paired}{circumstances(document)}",
+            f"± is the deviation over seeds. {paired}{ceilings}{circumstances(document)}",
         )
     )
 

@@ -59,8 +59,10 @@ def check_arm(arm: str) -> str:
     """The arm's name; raises `ValueError` for one that is none."""
     if arm in (*BASELINES, *SEARCHES, *ABLATIONS, COMPUTED) or CEILING.fullmatch(arm):
         return arm
-    known = ", ".join((*BASELINES, COMPUTED, *SEARCHES, *ABLATIONS))
-    raise ValueError(f"an arm is one of {known}, or ceiling-CLIENT, got {arm!r}")
+    known = ", ".join((*BASELINES, COMPUTED, *SEARCHES))
+    raise ValueError(
+        f"an arm is one of {known}, or ceiling-CLIENT, or an ablation ({', '.join(ABLATIONS)}), got {arm!r}"
+    )
 
 
 def options(arm: str, regime: Regime) -> dict[str, Any]:
