@@ -500,6 +500,13 @@ def communication(document: dict[str, Any]) -> str:
         if alone
         else ""
     )
+    multi = arms["B"]
+    whole = (
+        f"B's accuracy is that of its derived networks; before that, with all paths, it is "
+        f"{100 * multi['accuracy_global_of_all_paths']:.1f} % global. "
+        if multi is not None
+        else ""
+    )
     images = regime["train_images"]
     return "\n\n".join(
         (
@@ -511,7 +518,7 @@ def communication(document: dict[str, Any]) -> str:
             f"fine-tuning. The target: {percent(regime['target_share'])} of A's best mean accuracy, all clients' "
             "bytes together.",
             table(columns, rows),
-            f"± is the deviation over seeds. {paired}{ceilings}{circumstances(document)}",
+            f"± is the deviation over seeds. {whole}{paired}{ceilings}{circumstances(document)}",
         )
     )
 
