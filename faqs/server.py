@@ -97,10 +97,10 @@ class Server:
         """One round, in place, with its report appended; raises `FaqsError` when no client sent a usable update."""
         state, number = federation.state, federation.state.round
         self._recover(federation)
-        present = [client for client in self._nodes if client not in federation.lost]
+        paths = self._paths(state)
+        present = {client: path for client, path in paths.items() if client not in federation.lost}
         refused = dict.fromkeys(federation.lost, "could not be set up again")
         trained: dict[int, _Trained] = {}
-        paths = state.paths(self.config.training.mask)
         replies = self._exchange(
             federation, "train", "train", present,
             lambda client, content: self._read_update(state, client, paths[client], content),
@@ -141,7 +141,7 @@ class Server:
             return _number(decode(read_blob(content), lengths={}).header, "accuracy")
 
         scores: dict[int, float] = {}
-        replies = self._exchange(federation, "evaluate.final", "final", list(self._nodes), read)
+        replies = self._exchange(federation, "evaluate.final", "final", self._paths(federation.state), read)
         for client, reply in replies.items():
             if isinstance(reply, str):
                 raise FaqsError(f"client {client} could not personalise its network: {reply}")
@@ -151,6 +151,11 @@ class Server:
     def node(self, client: int) -> int:
         """The node id of a client, once connected."""
         return self._nodes[client]
+
+    def _paths(self, state: ServerState) -> dict[int, Architecture]:
+        """Of every client that is connected, in the order of the nodes."""
+        paths = state.paths(self.config.training.mask)
+        return {client: paths[client] for client in self._nodes}
 
     def _assignment(self, client: int) -> Assignment:
         return Assignment(client, self.config, self._tables[client])
@@ -187,15 +192,14 @@ class Server:
         federation: Federation,
         message_type: str,
         kind: Kind,
-        clients: Sequence[int],
+        paths: Mapping[int, Architecture],
         parse: Callable[[int, RecordDict], Parsed],
     ) -> dict[int, Parsed | str]:
-        """Send every client what it misses; returns its parsed reply, or the reason why there is none."""
+        """Send every client what it misses on its path; returns its parsed reply, or the reason why there is none."""
         state, step, mask = federation.state, self.config.wire.relative_step_down, self.config.training.mask
-        blobs = downlinks(state, self._space, clients, mask, step)
+        blobs = downlinks(state, self._space, paths, mask, step)
         contents = {client: content_of("blob", blob) for client, blob in blobs.items()}
-        paths = state.paths(mask)
-        ideal = {client: ideal_bytes(state, self._space, paths[client]) for client in clients}
+        ideal = {client: ideal_bytes(state, self._space, path) for client, path in paths.items()}
         return self._send(message_type, kind, state.round, contents, federation.ledger, parse, ideal)
 
     def _send(

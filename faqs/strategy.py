@@ -7,7 +7,7 @@ be taken as the gradient of a server optimiser instead.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,11 +70,11 @@ class Update:
 
 
 def downlinks(
-    state: ServerState, space: SearchSpace, clients: Iterable[int], mask: Mask, relative_step: float
+    state: ServerState, space: SearchSpace, paths: Mapping[int, Architecture], mask: Mask, relative_step: float
 ) -> dict[int, bytes]:
-    """The blobs that bring the active coordinates of clients up to date; moves the server's copies of references."""
-    paths, members = state.paths(mask), state.members if mask == "hull" else []
-    return {client: _downlink(state, space, client, paths[client], members, relative_step) for client in clients}
+    """The blobs that bring clients up to date on their paths; moves the server's copies of their references."""
+    members = state.members if mask == "hull" else []
+    return {client: _downlink(state, space, client, path, members, relative_step) for client, path in paths.items()}
 
 
 def _downlink(

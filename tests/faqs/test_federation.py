@@ -340,7 +340,7 @@ def test_what_one_message_leaves_out_the_next_ones_carry(table: LookupTable) -> 
     gaps = []
     for _ in range(6):
         gaps.append(max(float(np.abs(v - state.references[0][n]).max()) for n, v in state.weights.items()))
-        downlinks(state, space, [0], "own", relative_step=1.0)
+        downlinks(state, space, {0: space.largest}, "own", relative_step=1.0)
     assert gaps[-1] < 0.1 * gaps[0]
 
 
