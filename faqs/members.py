@@ -35,10 +35,12 @@ def path_of(mask: Mask, decision: Architecture, members: Members) -> Architectur
     return hull([decision, *(architecture for architecture, _ in members)]) if mask == "hull" else decision
 
 
-def drawn(members: Members, generator: torch.Generator) -> Architecture:
-    """One of the members, each as likely as its clients are many."""
-    counts = torch.tensor([float(count) for _, count in members])
-    return members[int(torch.multinomial(counts, 1, generator=generator))][0]
+def drawn(members: Members, count: int, generator: torch.Generator) -> list[Architecture]:
+    """So many of the members, or all, no one twice: each as likely as its clients are many."""
+    clients = torch.tensor([float(clients) for _, clients in members])
+    count = min(count, len(members))
+    places = torch.multinomial(clients, count, generator=generator).tolist() if count else []
+    return [members[place][0] for place in places]
 
 
 def written_architecture(architecture: Architecture, space: SearchSpace) -> list[JsonValue]:

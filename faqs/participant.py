@@ -212,8 +212,7 @@ class Participant:
             explores = chance(settings.explore_share)
             return Step(path, [random_architecture(space, generator, within=path)] if explores else [])
         first = path if chance(settings.hull_share) else None
-        count = min(settings.members_per_step - (first is not None), len(members))
-        return Step(first, [drawn(members, generator) for _ in range(count)])
+        return Step(first, drawn(members, settings.members_per_step - (first is not None), generator))
 
     def _score(self, supernet: SuperNet, data: Dataset, generator: torch.Generator) -> Scores:
         """What the configured rule says of every choice of every block."""

@@ -177,6 +177,8 @@ def family(op: Operator) -> str:
     return f"{op.kind}.{op.function}"
 
 
+_REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceSum")
+"""Common enough that each way through a tensor has predictors of its own."""
 _BROADCASTING = ("Add", "Mul", "Sub", "Div", "QLinearAdd", "QLinearMul")
 
 
@@ -189,8 +191,10 @@ def _variant(op: Node) -> str:
         last = len(shape) > 2 and shape[-1] == out[-1] and shape[1] != out[1]
         return str(json.loads(op.attributes).get("mode", "nearest")) + (".last" if last else "")
     if op.op_type == "Pow" and len(reads) > 1:
-        return f"to_{reads[1].values}" if reads[1].values else ""
-    if op.op_type.startswith("Reduce"):
+        return f"to_{reads[1].values}" if reads[1].values in ("2", "3") else ""  # others all go through pow()
+    if op.op_type == "Attention":
+        return "" if op.domain else "alone"  # ONNX's, without a projection
+    if op.op_type in _REDUCTIONS:
         axes, shape = reduced_axes(op), reads[0].shape
         if not axes:
             return "all"

@@ -397,7 +397,7 @@ def _boundary(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
 
 
 def _metadata(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
-    """Changes of shape alone: what they cost does not depend on the type of number."""
+    """Changes of shape alone, and questions after it: what they cost does not depend on the type of number."""
     tensor = graph.tensor(node.input[0])
     yield Boundary("reshape", tensor.shape), _PRECISION_OF_TYPE.get(tensor.dtype, FLOAT)
 
@@ -432,7 +432,7 @@ _MAPPERS: Final[dict[str, Callable[[Graph, onnx.NodeProto], Iterator[Layer]]]] =
     "QLinearConcat": _quantised_concat,
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_BOUNDARY, _boundary),
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"), _metadata),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape", "Size"), _metadata),
 }
 
 

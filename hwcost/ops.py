@@ -397,13 +397,21 @@ class Node(_Weightless):
 
     @property
     def macs(self) -> int:
-        """Of products of matrices and transposed convolutions; other nodes count as none."""
+        """Of products of matrices, attention and transposed convolutions; other nodes count as none."""
         if "MatMul" in self.op_type and len(self.reads) > 1:
             return self.output_elements * self.reads[0].shape[-1]
         if self.op_type == "ConvTranspose":
             weights = self.reads[1]
             return self.reads[0].elements * weights.elements // weights.shape[0]
-        if self.op_type in ("LSTM", "GRU"):  # [sequence, batch, inputs], [directions, gates, inputs], [..., hidden]
+        if self.op_type == "Attention":  # every token with every other one, twice
+            queries, second = self.reads[:2]
+            projected = 0 if not second.constant else queries.elements * second.shape[-1]  # of [width, 3 width]
+            return projected + 2 * queries.elements * (queries if second.constant else second).shape[-2]
+        if self.op_type in (
+            "LSTM",
+            "GRU",
+            "RNN",
+        ):  # [sequence, batch, inputs], [directions, gates, inputs], [..., hidden]
             return self.reads[0].elements // self.reads[0].shape[-1] * sum(t.elements for t in self.reads[1:3])
         return 0
 

@@ -80,9 +80,11 @@ def broadcast(op_type: str, rng: np.random.Generator) -> Operator:
         one, other = _f(shape), _f((1, shape[1], 1, 1))
     elif kind < 0.5:
         one, other = _f(shape), _c(pick(rng, ((1, shape[1], 1, 1), (shape[1], 1, 1))))
-    elif kind < 0.75:
+    elif kind < 0.7:
         shape = shape if rng.random() < 0.5 else draw_tokens(rng)
         one, other = _f(shape), _c(())
+    elif kind < 0.75:  # all of it, but for the batch
+        one, other = _f(shape), _c(shape[1:])
     else:
         shape = draw_tokens(rng)
         one, other = _f(shape), pick(rng, (_c(shape[-1:]), _f((*shape[:2], 1))))
@@ -120,7 +122,7 @@ def unary(op_type: str, version: int, domain: str, settings: dict[str, Any], rng
 
 def power(rng: np.random.Generator) -> Operator:
     shape = draw_tokens(rng) if rng.random() < 0.6 else draw_map(rng)
-    exponent = str(TensorType("float32", (), True, pick(rng, ("2", "2", "3", "0.5"))))
+    exponent = str(TensorType("float32", (), True, pick(rng, ("2", "2", "3", "0.5", "1.5", "0.333333343"))))
     return _node("Pow", [_f(shape), exponent], [_f(shape)], 15)
 
 
@@ -141,18 +143,22 @@ def softmax(rng: np.random.Generator) -> Operator:
     if rng.random() < 0.3:
         settings = {"opset": 13, "axis": len(shape) - 1}
         return _microsoft("QLinearSoftmax", [_u(shape), *_SCALE, *_SCALE], [_u(shape)], **settings)
-    return _node("Softmax", [_f(shape)], [_f(shape)], axis=len(shape) - 1)
+    op_type = "LogSoftmax" if rng.random() < 0.25 else "Softmax"
+    return _node(op_type, [_f(shape)], [_f(shape)], axis=len(shape) - 1)
 
 
 def norm(rng: np.random.Generator) -> Operator:
-    """Layer norm of tokens or of a feature map whose channels are last, fused with the addition before it or not."""
-    fused = rng.random() < 0.3
+    """Layer norm of tokens or of a feature map whose channels are last, fused with the addition before it or not; or
+    that by the root mean square alone."""
+    fused, simple = rng.random() < 0.3, rng.random() < 0.4
     shape: Shape = draw_tokens(rng) if fused or rng.random() < 0.4 else channels_last(draw_map(rng))
-    scale = [_c(shape[-1:]), _c(shape[-1:])]
+    scale = [_c(shape[-1:])] if simple else [_c(shape[-1:]), _c(shape[-1:])]
+    op_type = "SimplifiedLayerNormalization" if simple else "LayerNormalization"
     if fused:
-        skip = [_f(shape), _f(shape), *scale]
-        return _microsoft("SkipLayerNormalization", skip, [_f(shape)], epsilon=1e-5)
-    return _node("LayerNormalization", [_f(shape), *scale], [_f(shape)], 17, axis=-1, epsilon=1e-5)
+        return _microsoft(f"Skip{op_type}", [_f(shape), _f(shape), *scale], [_f(shape)], epsilon=1e-5)
+    if simple and rng.random() < 0.5:
+        return _node("RMSNormalization", [_f(shape), *scale], [_f(shape)], 23, axis=-1, epsilon=1e-5)
+    return _node(op_type, [_f(shape), *scale], [_f(shape)], 1 if simple else 17, axis=-1, epsilon=1e-5)
 
 
 def batch_norm(rng: np.random.Generator) -> Operator:
@@ -205,9 +211,22 @@ def pad(rng: np.random.Generator) -> Operator:
     return _node("Pad", [tensor(shape), _values(0, 0, low, low, 0, 0, high, high)], [tensor(out)], mode="constant")
 
 
+def tile(rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng)
+    times = pick(rng, ((1, 2, 1, 1), (1, 1, 2, 2), (1, 1, 1, 4)))
+    return _node("Tile", [_f(shape), _values(*times)], [_f(tuple(np.multiply(shape, times).tolist()))])
+
+
 def resize(rng: np.random.Generator) -> Operator:
     tensor, shape = _either(rng), draw_map(rng, smallest=2)
     out = (*shape[:2], 2 * shape[2], 2 * shape[3])
+    if rng.random() < 0.1:
+        cubic: dict[str, Any] = {
+            "mode": "cubic",
+            "coordinate_transformation_mode": "half_pixel",
+            "cubic_coeff_a": -0.75,
+        }
+        return _resize(_f(shape), _f(out), "1,1,2,2", cubic)
     mode, place = pick(rng, (("nearest", "asymmetric"), ("nearest", "asymmetric"), ("linear", "half_pixel")))
     settings: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": place, "nearest_mode": "floor"}
     if rng.random() < 0.4:  # between quantised convolutions
@@ -230,7 +249,7 @@ def blocked_upsample(rng: np.random.Generator) -> Operator:
 
 def reduction(rng: np.random.Generator) -> Operator:
     """Over the plane, the channels, or the last axis; the axes an attribute or, in newer graphs, an input."""
-    op_type = pick(rng, ("ReduceMean", "ReduceMean", "ReduceMean", "ReduceMax", "ReduceSum"))
+    op_type = pick(rng, ("ReduceMean",) * 6 + ("ReduceMax",) * 2 + ("ReduceSum",) * 2 + RARE_REDUCTIONS)
     if rng.random() < 0.65:
         shape: Shape = draw_map(rng, smallest=2)
         axes = pick(rng, ((2, 3), (2, 3), (1, 2), (1,), (1,), (2,)))
@@ -344,7 +363,7 @@ def space(rng: np.random.Generator) -> Operator:
 
 
 def recurrent(rng: np.random.Generator) -> Operator:
-    op_type, gates = pick(rng, (("LSTM", 4), ("LSTM", 4), ("GRU", 3)))
+    op_type, gates = pick(rng, (("LSTM", 4), ("LSTM", 4), ("GRU", 3), ("GRU", 3), ("RNN", 1)))
     steps, taken, hidden = pick(rng, (1, 8, 24, 40, 80)), draw_width(rng, 512), pick(rng, (32, 48, 64, 96, 128, 256))
     ways = pick(rng, (1, 2))
     inputs = [_f((steps, 1, taken)), _c((ways, gates * hidden, taken)), _c((ways, gates * hidden, hidden))]
@@ -365,6 +384,88 @@ def dynamic(rng: np.random.Generator) -> Operator:
     return _microsoft("DynamicQuantizeMatMul", inputs, [_f((1, tokens, made))])
 
 
+def extreme(op_type: str, rng: np.random.Generator) -> Operator:
+    """The larger or smaller of two tensors, or of one and a constant."""
+    shape: Shape = draw_map(rng) if rng.random() < 0.6 else draw_tokens(rng)
+    other = _f(shape) if rng.random() < 0.5 else _c(())
+    return _node(op_type, [_f(shape), other], [_f(shape)])
+
+
+def comparison(rng: np.random.Generator) -> Operator:
+    """Of a tensor with a constant or another tensor; or what joins such answers."""
+    shape: Shape = draw_map(rng) if rng.random() < 0.6 else draw_tokens(rng)
+    truth = str(TensorType("bool", shape))
+    op_type, version = pick(rng, (("Greater", 13), ("Less", 13), ("Equal", 13), ("Or", 7), ("And", 7), ("Not", 1)))
+    if op_type == "Not":
+        return _node(op_type, [truth], [truth], version)
+    if op_type in ("Or", "And"):
+        return _node(op_type, [truth, truth], [truth], version)
+    return _node(op_type, [_f(shape), _f(shape) if rng.random() < 0.4 else _c(())], [truth], version)
+
+
+def cast(rng: np.random.Generator) -> Operator:
+    shape: Shape = draw_map(rng) if rng.random() < 0.6 else draw_tokens(rng)
+    numbers = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10}
+    other = pick(rng, tuple(numbers)[1:])
+    read, written = ("float32", other) if rng.random() < 0.5 else (other, "float32")
+    return _node("Cast", [str(TensorType(read, shape))], [str(TensorType(written, shape))], to=numbers[written])
+
+
+def extremes(rng: np.random.Generator) -> Operator:
+    """Where the largest value is, or the largest ones and where they are."""
+    if rng.random() < 0.5:
+        shape: Shape = draw_map(rng)
+        axis = pick(rng, (1, 1, 3))
+        out = tuple(1 if place == axis else size for place, size in enumerate(shape))
+        return _node("ArgMax", [_f(shape)], [str(TensorType("int64", out))], axis=axis, keepdims=1)
+    length = pick(rng, (100, 1000, 2000, 8400))
+    count = min(pick(rng, (1, 5, 10, 100, 300)), length)
+    out = (1, count)
+    return _node(
+        "TopK",
+        [_f((1, length)), _values(count)],
+        [_f(out), str(TensorType("int64", out))],
+        11,
+        axis=1,
+        largest=1,
+        sorted=1,
+    )
+
+
+def running_sum(rng: np.random.Generator) -> Operator:
+    shape: Shape = draw_map(rng) if rng.random() < 0.5 else draw_tokens(rng)
+    axis = pick(rng, tuple(range(1, len(shape))))
+    return _node("CumSum", [_f(shape), str(TensorType("int64", (), True, str(axis)))], [_f(shape)], 14)
+
+
+def grid_sample(rng: np.random.Generator) -> Operator:
+    shape = draw_map(rng, smallest=2)
+    sides = pick(rng, (shape[2:], (max(shape[2] // 2, 1), max(shape[3] // 2, 1))))
+    settings: dict[str, Any] = {"mode": "bilinear", "padding_mode": "zeros", "align_corners": 0}
+    return _node("GridSample", [_f(shape), _f((1, *sides, 2))], [_f((*shape[:2], *sides))], 16, **settings)
+
+
+def fused_attention(rng: np.random.Generator) -> Operator:
+    """All of a self-attention but its last product, as the runtime fuses it; or without its first one, too."""
+    _, tokens, width = draw_tokens(rng)
+    heads = pick(rng, HEADS)
+    width = max(width // (8 * heads), 1) * 8 * heads
+    shape = (1, tokens, width)
+    if rng.random() < 0.5:
+        kept = shape if rng.random() < 0.5 else (1, heads, tokens, width // heads)
+        counts: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads} if kept == shape else {}
+        return _node("Attention", [_f(kept)] * 3, [_f(kept)], 23, **counts)
+    inputs = [_f(shape), _c((width, 3 * width)), _c((3 * width,))]
+    return _microsoft("Attention", inputs, [_f(shape)], num_heads=heads)
+
+
+def biased_gelu(rng: np.random.Generator) -> Operator:
+    shape = draw_tokens(rng)
+    op_type = pick(rng, ("BiasGelu", "FastGelu"))
+    return _microsoft(op_type, [_f(shape), _c(shape[-1:])], [_f(shape)])
+
+
+RARE_REDUCTIONS: Final = ("ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMin", "ReduceProd", "ReduceSumSquare")
 UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
     ("Erf", 13, "", {}),
     ("Exp", 13, "", {}),
@@ -377,4 +478,15 @@ UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
     ("Softplus", 1, "", {}),
     ("Gelu", 1, "com.microsoft", {}),
     ("QuickGelu", 1, "com.microsoft", {"alpha": 1.0}),
+    ("Sin", 7, "", {}),
+    ("Cos", 7, "", {}),
+    ("Atan", 7, "", {}),
+    ("Floor", 13, "", {}),
+    ("Ceil", 13, "", {}),
+    ("Round", 11, "", {}),
+    ("Sign", 13, "", {}),
+    ("Selu", 6, "", {}),
+    ("Celu", 12, "", {"alpha": 1.0}),
+    ("Mish", 18, "", {}),
+    ("Softsign", 1, "", {}),
 )

@@ -49,9 +49,18 @@ def test_the_mask_says_what_a_client_trains(space: SearchSpace) -> None:
 def test_members_are_drawn_as_often_as_clients_have_them(space: SearchSpace) -> None:
     small, large = (BlockChoice(3, 3, 4),) * len(space.blocks), space.largest
     generator = torch.Generator().manual_seed(0)
-    counts = Counter(drawn([(small, 3), (large, 1)], generator) for _ in range(2000))
+    counts = Counter(drawn([(small, 3), (large, 1)], 1, generator)[0] for _ in range(2000))
     assert counts[small] + counts[large] == 2000
     assert abs(counts[small] / 2000 - 0.75) < 0.04
+
+
+@pytest.mark.parametrize(("count", "found"), [(0, 0), (1, 1), (2, 2), (5, 2)])
+def test_no_member_is_drawn_twice_for_a_step(space: SearchSpace, count: int, found: int) -> None:
+    members = [((BlockChoice(3, 3, 4),) * len(space.blocks), 9), (space.largest, 1)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        architectures = drawn(members, count, generator)
+        assert len(architectures) == len(set(architectures)) == found
 
 
 def test_members_survive_a_header(table: LookupTable) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from hwcost.agent import session
 from hwcost.errors import InvalidOperatorError
+from hwcost.features import family
 from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import FLOAT, PLAIN, Boundary, Conv, Gemm, Node, Precision
@@ -15,6 +16,7 @@ from hwcost.prior import FAMILIES
 from hwcost.prior.networks import random_network
 from hwcost.quantising import INT8_STYLES
 from hwcost.runtime import Here
+from hwcost.sampling import prior_operators
 from hwcost.whole import WholeNetwork, affordable_networks, time_network, whole_networks
 
 NETWORKS = range(8)
@@ -55,7 +57,87 @@ def test_families_are_what_they_are_called() -> None:
     assert all(isinstance(op, Gemm) and op.m > 1 for op in drawn("product of more rows"))
     assert all(isinstance(op, Boundary) and op.permutation == (0, 2, 3, 1) for op in drawn("to channels last"))
     softmax = {op.op_type for op in drawn("softmax") if isinstance(op, Node)}
-    assert softmax == {"Softmax", "QLinearSoftmax"}
+    assert softmax == {"Softmax", "LogSoftmax", "QLinearSoftmax"}
+
+
+def test_what_exporters_write_and_the_runtime_fuses_is_drawn() -> None:
+    rng, found = np.random.default_rng(0), set[str]()
+    for _, draw in FAMILIES.values():
+        for _ in range(80):
+            try:
+                op = draw(rng)
+            except InvalidOperatorError:
+                continue
+            if isinstance(op, Node):
+                found.add(op.op_type)
+    activations = {"BiasGelu", "Celu", "Elu", "FastGelu", "Gelu", "Mish", "PRelu", "QuickGelu", "Selu", "Softplus"}
+    layer_norms = {"LayerNormalization", "SimplifiedLayerNormalization"}
+    norms = layer_norms | {"BatchNormalization", "InstanceNormalization", "LRN", "RMSNormalization"}
+    fused = {f"Skip{name}" for name in layer_norms} | {"Attention", "FusedMatMul"}
+    kinds = ("L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+    reductions = {f"Reduce{kind}" for kind in kinds}
+    choices = {"ArgMax", "Cast", "Equal", "Greater", "Less", "Max", "Min", "Not", "Where", "TopK"}
+    moves = {"Concat", "Expand", "Gather", "GridSample", "Pad", "Resize", "Slice", "Split", "Tile"}
+    others = {"Ceil", "Cos", "CumSum", "Floor", "GRU", "LSTM", "LogSoftmax", "RNN", "Round", "Sign", "Sin", "Softmax"}
+    wanted = activations | norms | fused | reductions | choices | moves | others
+    assert wanted <= found, wanted - found
+
+
+@pytest.fixture(scope="module")
+def drawn_families() -> set[str]:
+    return set(map(family, prior_operators(0)))
+
+
+MAP, TOKENS = (1, 16, 12, 12), (1, 16, 64)
+_WEIGHTS = {"width": np.ones(64, np.float32), "channels": np.ones(16, np.float32), "one": np.float32(1)}
+_WEIGHTS |= {"scales": np.array([1, 1, 2, 2], np.float32), "axis": np.array(1), "three": np.array([3])}
+WRITTEN = {
+    "RMSNormalization": (23, ["RMSNormalization(x, width)"], TOKENS, {}),
+    "Attention": (23, ["Attention(x, x, x)"], TOKENS, {"q_num_heads": 4, "kv_num_heads": 4}),
+    "GroupNormalization": (21, ["GroupNormalization(x, channels, channels)"], MAP, {"num_groups": 4}),
+    "Swish": (24, ["Swish(x)"], TOKENS, {}),
+    "Selu": (17, ["Selu(x)"], MAP, {}),
+    "Celu": (17, ["Celu(x)"], MAP, {}),
+    "LogSoftmax": (17, ["LogSoftmax(x)"], TOKENS, {}),
+    "ReduceL2": (13, ["ReduceL2(x)"], TOKENS, {"axes": [2]}),
+    "ReduceLogSumExp": (13, ["ReduceLogSumExp(x)"], MAP, {"axes": [1]}),
+    "Resize": (13, ["Resize(x, , scales)"], MAP, {"mode": "cubic"}),
+    "Where": (17, ["Greater(x, one)", "Where(0, x, one)"], MAP, {}),
+    "Cast": (17, ["Floor(x)", "Cast(0)"], MAP, {"to": 7}),
+    "CumSum": (17, ["CumSum(x, axis)"], MAP, {}),
+    "TopK": (17, ["TopK(x, three)"], TOKENS, {"axis": 1}),
+    "ArgMax": (17, ["ArgMax(x)"], MAP, {"axis": 1}),
+}
+"""Opset, nodes (operands are inputs, weights and the outputs of earlier nodes), input, attributes of the last node."""
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_exporters_write_is_of_families_that_a_profile_holds(
+    tmp_path: Path, drawn_families: set[str], name: str
+) -> None:
+    opset, lines, shape, attributes = WRITTEN[name]
+    nodes, used = [], set[str]()
+    for place, line in enumerate(lines):
+        op_type, _, operands = line.rstrip(")").partition("(")
+        inputs = operands.split(", ") if operands else []
+        used.update(set(inputs) & set(_WEIGHTS))
+        more = attributes if place == len(lines) - 1 else {}
+        outputs = [str(place), "where"] if op_type == "TopK" else [str(place)]
+        nodes.append(onnx.helper.make_node(op_type, inputs, outputs, **more))
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [onnx.helper.make_empty_tensor_value_info(nodes[-1].output[0])],
+        [onnx.numpy_helper.from_array(np.asarray(_WEIGHTS[weight]), weight) for weight in sorted(used)],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx.shape_inference.infer_shapes(model).SerializeToString())
+    found = read_model(path)
+    assert found.uncovered == ()
+    families = {family(op) for _, op, _ in found.layers}
+    assert families and families <= drawn_families, families - drawn_families
 
 
 @pytest.mark.parametrize("index", NETWORKS)
