@@ -538,7 +538,7 @@ _ABLATIONS: Final = {
     "C2-logits": "choices scored by trained gates",
     "C2-random": "choices scored at random",
     "C2-own-scores": "each client by its own scores",
-    "C2-fine": "steps of 1.2 instead of 1.6 rms on the wire",
+    "C2-coarse": "steps of 1.6 instead of 1.2 rms on the wire",
     "C2-float": "32-bit floats on the wire",
     "A": "A: FedAvg, fp32",
     "AM": "AM: FedAvg with server momentum, fp32",
