@@ -477,15 +477,15 @@ def communication(document: dict[str, Any]) -> str:
             )
         )
     differences = [
-        f"{name}: global {_points(found['accuracy_global'])}, personal {_points(found['accuracy_personal'])}"
+        (
+            " less ".join(name.split("-")),
+            str(len(found["seeds"])),
+            _points(found["accuracy_global"]),
+            _points(found["accuracy_personal"]),
+        )
         for name, found in document["differences"].items()
     ]
-    paired = (
-        "Differences of accuracy in points, and their paired bootstrap intervals of 95 % over seeds and images: "
-        f"{'; '.join(differences)}. "
-        if differences
-        else ""
-    )
+    paired = table(("accuracy of", "seeds", "global accuracy", "personal accuracy"), differences)
     pairs = {
         name: " and ".join(
             f"{100 * found[f'accuracy_{kind}'][0]:.1f} against {100 * found[f'accuracy_{kind}'][1]:.1f} % {kind}"
@@ -518,7 +518,10 @@ def communication(document: dict[str, Any]) -> str:
             f"fine-tuning. The target: {percent(regime['target_share'])} of A's best mean accuracy, all clients' "
             "bytes together.",
             table(columns, rows),
-            f"± is the deviation over seeds. {whole}{paired}{ceilings}{circumstances(document)}",
+            f"± is the deviation over seeds. {whole}{ceilings}".rstrip(),
+            "Differences of accuracy in points, and their paired bootstrap intervals of 95 % over seeds and images:",
+            paired,
+            circumstances(document),
         )
     )
 
