@@ -82,9 +82,12 @@ class TrainingConfig(BaseModel):
 
 
 class WireConfig(BaseModel):
-    """Quantisation steps of the deltas, in units of their root mean square, up and down; 0 sends them as floats."""
+    """Quantisation steps of the deltas, in units of their root mean square, up and down; 0 sends them as floats. With
+    `foretell` a message codes what the last movement does not foretell."""
 
     model_config = _STRICT
+
+    foretell: bool = True
 
     relative_step_up: float = Field(default=1.0, ge=0, le=8)
     relative_step_down: float = Field(default=1.0, ge=0, le=8)

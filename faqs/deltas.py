@@ -4,16 +4,22 @@ Each end keeps the client's *reference*: the shared weights as the client knows 
 since the common seed. The server sends the coded difference between its weights and that reference, which is error
 feedback for free (what one message leaves out, the next one carries) and catch-up for free (a coordinate that joins
 the mask brings all that was missed). Equality of the two copies is checked by a digest.
+
+Movements go on as they went: the server's by its momentum, a client's because its own data pulls it the same way in
+every round. So each end also keeps the last movement in either direction, and a message codes only what a share of
+that, its *carry*, does not foretell (differential pulse-code modulation): less is left, and steps are smaller for it.
 """
 
 import hashlib
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from faqs.errors import WireError
 from faqs.supernet import Cut, SuperNet, shared_tensors
-from faqs.wire import ExactTensor, QuantisedTensor, Tensor, quantise, step_for
+from faqs.wire import ExactTensor, Header, QuantisedTensor, Tensor, quantise, step_for
 
 Arrays = dict[str, NDArray[np.float32]]
 """Shared weights by name, in the order of `faqs.supernet.shared_tensors`."""
@@ -46,11 +52,62 @@ def code(wanted: Mapping[str, NDArray[np.float32]], relative_step: float) -> dic
     return coded
 
 
-def add(target: Arrays, cuts: Mapping[str, Cut], tensors: Mapping[str, Tensor]) -> None:
-    """target[cut] += decoded, in place."""
+CARRIES: Final = 16
+"""A carry is a whole number of 0 to so many parts of the last movement."""
+
+
+def code_movement(
+    wanted: Mapping[str, NDArray[np.float32]],
+    last: Arrays,
+    cuts: Mapping[str, Cut],
+    relative_step: float,
+    foretell: bool,
+) -> tuple[dict[str, Tensor], int]:
+    """What a message holds so that the other end, which knows the `last` movement, too, moves as wanted (flat, by name)
+    but for rounding: codes, and the carry (least squares over all coordinates; 0 unless `foretell`, and for exact
+    values)."""
+    before = take(last, cuts)
+    carry = 0
+    if foretell and relative_step > 0:
+        power = sum(float(np.vdot(value, value)) for value in before.values())
+        shared = sum(float(np.vdot(wanted[name], value)) for name, value in before.items())
+        carry = round(CARRIES * min(max(shared / power, 0.0), 1.0)) if power > 0 else 0
+    return code({n: value - _carried(before[n], carry) for n, value in wanted.items()}, relative_step), carry
+
+
+def movement(tensors: Mapping[str, Tensor], carry: int, last: Arrays, cuts: Mapping[str, Cut]) -> Arrays:
+    """How far a message moves the active coordinates, flat by name; becomes the `last` movement, elsewhere there is
+    none."""
+    before = take(last, cuts)
+    moved = {name: tensors[name].dequantise() + _carried(value, carry) for name, value in before.items()}
+    for name, value in last.items():
+        value[...] = 0.0
+        if name in cuts:
+            value[cuts[name]] = moved[name].reshape(value[cuts[name]].shape)
+    return moved
+
+
+def read_carry(header: Header) -> int:
+    """The carry that a header names, 0 where it names none; raises `WireError`."""
+    carry = header.get("carry", 0)
+    if type(carry) is not int or not 0 <= carry <= CARRIES:
+        raise WireError(f"a carry is a whole number from 0 to {CARRIES}, got {carry!r:.80}")
+    return carry
+
+
+def _carried(last: NDArray[np.float32], carry: int) -> NDArray[np.float32]:
+    return np.float32(carry / CARRIES) * last
+
+
+def add(target: Arrays, cuts: Mapping[str, Cut], moved: Arrays) -> None:
+    """target[cut] += moved, in place."""
     for name, cut in cuts.items():
         view = target[name][cut]
-        view += tensors[name].dequantise().reshape(view.shape)
+        view += moved[name].reshape(view.shape)
+
+
+def zeros_like(arrays: Arrays) -> Arrays:
+    return {name: np.zeros_like(value) for name, value in arrays.items()}
 
 
 def digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:

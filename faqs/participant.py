@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 
 from faqs.config import SearchConfig, config_from_json
 from faqs.data import ClientData, Dataset, client_data, load_dataset
-from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
+from faqs.deltas import (
+    Arrays,
+    add,
+    code_movement,
+    cut_lengths,
+    digest,
+    movement,
+    read_carry,
+    shared_arrays,
+    take,
+    zeros_like,
+)
 from faqs.errors import RunError, WireError
 from faqs.members import Members, drawn, path_of, read_architecture, read_members, written_architecture
 from faqs.pareto import Pareto
@@ -53,6 +64,10 @@ from hwcost import Architecture, BlockChoice, CostLayer, LookupTable, pack, unpa
 PRIOR_SHARE = 0.25
 """How much the slight preference for more weights and bits counts beside measured losses: it decides between choices
 that these do not tell apart, such as 4 and 8 bits, or 2 bits on a good day."""
+
+
+_SHARED = ("reference", "received", "sent", "residual")
+"""A client's arrays of the shared weights' shapes."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,8 @@ _read_assignment = lru_cache(maxsize=64)(Assignment.from_json)
 class Participant:
     """One client's state.
 
+    `reference`: the shared weights as the client knows them; `received` and `sent`: the last movements in either
+    direction; `residual`: what its messages have not been able to say.
     `logits`: float32 [blocks, choices], of gates where these are trained; `scores`: float64 of that shape, the client's
     own, and `common` the federation's mean in spreads, once there are any; `multipliers` those of its budgets;
     `decision` is the architecture of the next round; `personal` the decided network's state after `finalise`, else
@@ -108,6 +125,8 @@ class Participant:
 
     assignment: Assignment
     reference: Arrays
+    received: Arrays
+    sent: Arrays
     residual: Arrays
     local: Arrays
     logits: torch.Tensor
@@ -123,9 +142,10 @@ class Participant:
         config, table = assignment.config, assignment.table
         supernet = new_supernet(table.space, config.seed)
         reference = shared_arrays(supernet)
-        residual = {name: np.zeros_like(value) for name, value in reference.items()}
+        received, sent, residual = (zeros_like(reference) for _ in range(3))
         local = {name: value.detach().numpy().copy() for name, value in local_tensors(supernet).items()}
-        return cls(assignment, reference, residual, local, initial_logits(table.space), first_decision(assignment))
+        logits = initial_logits(table.space)
+        return cls(assignment, reference, received, sent, residual, local, logits, first_decision(assignment))
 
     def train(self, round_number: int, blob: bytes) -> bytes:
         """One round: take the server's difference, train, send back the coded difference of the active coordinates.
@@ -152,18 +172,19 @@ class Participant:
             name: trained[name] - known + self.residual[name][cuts[name]].reshape(-1)
             for name, known in take(self.reference, cuts).items()
         }
-        tensors = code(wanted, config.wire.relative_step_up)
+        tensors, carry = code_movement(wanted, self.sent, cuts, config.wire.relative_step_up, config.wire.foretell)
+        moved = movement(tensors, carry, self.sent, cuts)
         for name, residual in self.residual.items():
             residual[...] = 0.0  # what left the mask is dropped
             if name in cuts:
-                left = wanted[name] - tensors[name].dequantise()
+                left = wanted[name] - moved[name]
                 residual[cuts[name]] = left.reshape(residual[cuts[name]].shape)
         if config.trains_gates(round_number):
             costs, pareto = CostLayer(table), self._pareto()
             self.logits = train_gates(supernet, self.logits, data.train, costs, pareto, settings, draw("gates"))
             reached = {metric: float(cost) for metric, cost in expected_costs(self.logits, costs).items()}
             self.multipliers = dict(pareto.raised(reached).multipliers)
-        told: Header = {}
+        told: Header = {"carry": carry} if carry else {}
         late = round_number >= config.warmup and self.decision == table.space.largest
         decides = config.decides(round_number) or late
         if config.scores(round_number) or (decides and self.scores is None):
@@ -268,14 +289,14 @@ class Participant:
         path = path_of(mask, decision, members)
         cuts = shared_cuts(table.space, path)
         message = decode(blob, lengths=cut_lengths(self.reference, cuts))
-        updated = {name: value.copy() for name, value in self.reference.items()}
-        add(updated, cuts, message.tensors)
+        updated, received = ({n: v.copy() for n, v in group.items()} for group in (self.reference, self.received))
+        add(updated, cuts, movement(message.tensors, read_carry(header), received, cuts))
         if message.header.get("round") != round_number or message.header.get("digest") != digest(updated):
             raise WireError(
                 f"client {self.assignment.client} and the server agree on what the client knows, got another digest "
                 f"in round {round_number}: the client starts over from the seed"
             )
-        self.reference, self.decision = updated, decision
+        self.reference, self.received, self.decision = updated, received, decision
         if "scores" in message.header:
             self.common = read_scores(message.header, self.assignment.table)
         return path, members
@@ -303,7 +324,7 @@ class Participant:
         arrays: dict[str, NDArray[Any]] = {"logits": self.logits.numpy()}
         said = (("scores", self.scores), ("common", self.common))
         arrays |= {name: value for name, value in said if value is not None}
-        for group in ("reference", "residual", "local", "personal"):
+        for group in (*_SHARED, "local", "personal"):
             arrays.update({f"{group}/{name}": value for name, value in getattr(self, group).items()})
         decision = [str(choice) for choice in self.decision]
         head = {"assignment": self.assignment.to_json(), "decision": decision, "multipliers": self.multipliers}
@@ -320,13 +341,13 @@ class Participant:
             assignment.table.space.validate(decision)
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"a client's state cannot be read ({error}): resume from an older checkpoint") from None
-        groups: dict[str, Any] = {name: {} for name in ("reference", "residual", "local", "personal")}
+        groups: dict[str, Any] = {name: {} for name in (*_SHARED, "local", "personal")}
         for name, value in arrays.items():
             group, _, key = name.partition("/")
             if key:
                 groups[group][key] = value.copy()
         order = list(shared_cuts(assignment.table.space, assignment.table.space.largest))
-        for group in ("reference", "residual"):
+        for group in _SHARED:
             groups[group] = {name: groups[group][name] for name in order}
         scores, common = (arrays[name].copy() if name in arrays else None for name in ("scores", "common"))
         logits = torch.from_numpy(arrays["logits"].copy())

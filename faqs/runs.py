@@ -24,7 +24,8 @@ from hwcost import BlockChoice, LookupTable, pack, unpack, write_atomically
 
 # 1: first version.
 # 2: the server carries scores of choices; clients keep theirs.
-RUN_VERSION = 2
+# 3: both keep the last movements of either direction.
+RUN_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ class RunFolder:
         arrays: dict[str, NDArray[Any]] = {f"weights/{name}": value for name, value in state.weights.items()}
         for moment in ("first", "second"):
             arrays.update({f"{moment}/{name}": value for name, value in getattr(state, moment).items()})
-        for client, reference in enumerate(state.references):
-            arrays.update({f"reference/{client}/{name}": value for name, value in reference.items()})
+        for group, of_clients in (("reference", state.references), ("sent", state.sent), ("received", state.received)):
+            for client, known in enumerate(of_clients):
+                arrays.update({f"{group}/{client}/{name}": value for name, value in known.items()})
         arrays.update({f"node/{node}": np.frombuffer(data, np.uint8) for node, data in checkpoint.nodes.items()})
         head = {
             "version": RUN_VERSION,
@@ -161,10 +163,15 @@ class RunFolder:
             head = json.loads(text)
             if head["version"] != RUN_VERSION:
                 raise ValueError(f"version {head['version']}, not {RUN_VERSION}")
-            clients = range(len(head["samples"]))
+            known = {
+                group: [_group(arrays, f"{group}/{client}", head["names"]) for client in range(len(head["samples"]))]
+                for group in ("reference", "sent", "received")
+            }
             state = ServerState(
                 _group(arrays, "weights", head["names"]),
-                [_group(arrays, f"reference/{client}", head["names"]) for client in clients],
+                known["reference"],
+                known["sent"],
+                known["received"],
                 [tuple(map(BlockChoice.parse, decision)) for decision in head["decisions"]],
                 [int(count) for count in head["samples"]],
                 int(head["round"]),

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from faqs.client import content_of, read_blob, read_text
 from faqs.config import SearchConfig
-from faqs.deltas import cut_lengths
+from faqs.deltas import cut_lengths, movement, read_carry
 from faqs.engine import count_bytes, wire_bytes
 from faqs.errors import FaqsError, RunError, WireError
 from faqs.ledger import Direction, Entry, Kind, Ledger
@@ -164,15 +164,15 @@ class Server:
         """Validate a round's reply; raises `WireError`."""
         cuts = shared_cuts(self._space, path)
         message = decode(read_blob(content), lengths=cut_lengths(state.weights, cuts))
+        carry = read_carry(message.header)
         if message.header.get("round") != state.round:
             raise WireError(f"an update belongs to round {state.round}, got {message.header.get('round')!r}")
-        return _Trained(
-            Update(client, state.samples[client], cuts, message.tensors),
-            read_architecture(message.header.get("decision"), self._tables[client]),
-            read_scores(message.header, self._tables[client]) if "scores" in message.header else None,
-            _number(message.header, "loss"),
-            _number(message.header, "accuracy"),
-        )
+        decision = read_architecture(message.header.get("decision"), self._tables[client])
+        scores = read_scores(message.header, self._tables[client]) if "scores" in message.header else None
+        said = _number(message.header, "loss"), _number(message.header, "accuracy")
+        # Last, for it changes what is known of the client, as in the client when it sent this.
+        moved = movement(message.tensors, carry, state.received[client], cuts)
+        return _Trained(Update(client, state.samples[client], cuts, moved), decision, scores, *said)
 
     def _recover(self, federation: Federation) -> None:
         """Start lost clients over from the seed."""
@@ -196,8 +196,8 @@ class Server:
         parse: Callable[[int, RecordDict], Parsed],
     ) -> dict[int, Parsed | str]:
         """Send every client what it misses on its path; returns its parsed reply, or the reason why there is none."""
-        state, step, mask = federation.state, self.config.wire.relative_step_down, self.config.training.mask
-        blobs = downlinks(state, self._space, paths, mask, step)
+        state = federation.state
+        blobs = downlinks(state, self._space, paths, self.config.training.mask, self.config.wire)
         contents = {client: content_of("blob", blob) for client, blob in blobs.items()}
         ideal = {client: ideal_bytes(state, self._space, path) for client, path in paths.items()}
         return self._send(message_type, kind, state.round, contents, federation.ledger, parse, ideal)

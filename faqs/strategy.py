@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from faqs.config import Mask, ServerConfig
-from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
+from faqs.config import Mask, ServerConfig, WireConfig
+from faqs.deltas import Arrays, add, code_movement, cut_lengths, digest, movement, shared_arrays, take, zeros_like
 from faqs.members import MOST_MEMBERS, Members, path_of, written_architecture, written_members
 from faqs.supernet import Cut, new_supernet, shared_cuts
-from faqs.wire import Header, JsonValue, Tensor, WireMessage, encode
+from faqs.wire import Header, JsonValue, WireMessage, encode
 from hwcost import Architecture, SearchSpace
 
 _SECOND, _ADAPTIVITY = np.float32(0.99), np.float32(1e-3)
@@ -26,12 +26,15 @@ _SECOND, _ADAPTIVITY = np.float32(0.99), np.float32(1e-3)
 
 @dataclass
 class ServerState:
-    """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's;
+    """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's, as
+    are the last movements `sent[k]` of its reference and `received[k]` of what it trained;
     `scores` the mean of what the clients said of their choices last, as it is written in a message; `first`, `second`:
     moments of the server's optimiser, by weights, where it has any."""
 
     weights: Arrays
     references: list[Arrays]
+    sent: list[Arrays]
+    received: list[Arrays]
     decisions: list[Architecture]
     samples: list[int]
     round: int = 0
@@ -46,7 +49,8 @@ class ServerState:
         """Weights from the seed, which every client makes for itself."""
         weights = shared_arrays(new_supernet(space, seed))
         references = [{name: value.copy() for name, value in weights.items()} for _ in decisions]
-        return cls(weights, references, list(decisions), list(samples))
+        sent, received = ([zeros_like(weights) for _ in decisions] for _ in range(2))
+        return cls(weights, references, sent, received, list(decisions), list(samples))
 
     @property
     def members(self) -> Members:
@@ -61,33 +65,35 @@ class ServerState:
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sent in a round, decoded and validated."""
+    """What one client sent in a round, validated: how far it wants the active coordinates moved, flat by name."""
 
     client: int
     samples: int
     cuts: Mapping[str, Cut]
-    tensors: Mapping[str, Tensor] = field(repr=False)
+    moved: Arrays = field(repr=False)
 
 
 def downlinks(
-    state: ServerState, space: SearchSpace, paths: Mapping[int, Architecture], mask: Mask, relative_step: float
+    state: ServerState, space: SearchSpace, paths: Mapping[int, Architecture], mask: Mask, wire: WireConfig
 ) -> dict[int, bytes]:
     """The blobs that bring clients up to date on their paths; moves the server's copies of their references."""
     members = state.members if mask == "hull" else []
-    return {client: _downlink(state, space, client, path, members, relative_step) for client, path in paths.items()}
+    return {client: _downlink(state, space, client, path, members, wire) for client, path in paths.items()}
 
 
 def _downlink(
-    state: ServerState, space: SearchSpace, client: int, path: Architecture, members: Members, relative_step: float
+    state: ServerState, space: SearchSpace, client: int, path: Architecture, members: Members, wire: WireConfig
 ) -> bytes:
     cuts = shared_cuts(space, path)
     reference = state.references[client]
     behind = {name: now - known for (name, now), known in zip(
         take(state.weights, cuts).items(), take(reference, cuts).values(), strict=True)}  # fmt: skip
-    tensors = code(behind, relative_step)
-    add(reference, cuts, tensors)
+    tensors, carry = code_movement(behind, state.sent[client], cuts, wire.relative_step_down, wire.foretell)
+    add(reference, cuts, movement(tensors, carry, state.sent[client], cuts))
     decision = written_architecture(state.decisions[client], space)
     header: Header = {"round": state.round, "digest": digest(reference), "decision": decision}
+    if carry:
+        header["carry"] = carry
     if members:
         header["members"] = written_members(members, space)
     if state.scores is not None:
@@ -98,6 +104,7 @@ def _downlink(
 def forget_client(state: ServerState, space: SearchSpace, seed: int, client: int) -> None:
     """Start a client over from the common seed: after it lost its state, or when the two references differ."""
     state.references[client] = shared_arrays(new_supernet(space, seed))
+    state.sent[client], state.received[client] = zeros_like(state.weights), zeros_like(state.weights)
 
 
 def ideal_bytes(state: ServerState, space: SearchSpace, path: Architecture) -> float:
@@ -126,7 +133,7 @@ def aggregate(state: ServerState, updates: Sequence[Update], server: ServerConfi
             if name in update.cuts:
                 cut = update.cuts[name]
                 view = moved[cut]
-                view += update.samples * update.tensors[name].dequantise().reshape(view.shape)
+                view += update.samples * update.moved[name].reshape(view.shape)
                 mass[cut] += update.samples
         touched = mass > 0
         mean = moved[touched] / mass[touched]

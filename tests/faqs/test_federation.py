@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from faqs.client import RECORD, app, load_participant, read_blob
-from faqs.config import SearchConfig, ServerConfig
+from faqs.config import SearchConfig, ServerConfig, WireConfig
 from faqs.deltas import shared_arrays
 from faqs.engine import InProcessGrid
 from faqs.errors import FaqsError, RunError, WireError
@@ -301,8 +301,8 @@ def test_aggregation_is_the_weighted_mean_per_element_and_leaves_the_untouched_a
     for client, text in enumerate(choices):
         cuts = shared_cuts(space, (BlockChoice.parse(text),) * len(space.blocks))
         codes = {name: random.integers(-3, 4, start[name][cut].size).astype(np.int8) for name, cut in cuts.items()}
-        tensors = {name: QuantisedTensor(code, 0.5) for name, code in codes.items()}
-        updates.append(Update(client, (10, 30)[client], cuts, tensors))
+        moved = {name: QuantisedTensor(code, 0.5).dequantise() for name, code in codes.items()}
+        updates.append(Update(client, (10, 30)[client], cuts, moved))
     server = ServerConfig(optimiser=optimiser, learning_rate=0.5, momentum=0.8)
     coverage = aggregate(state, updates, server)
     assert aggregate(state, updates, server) == coverage
@@ -312,7 +312,7 @@ def test_aggregation_is_the_weighted_mean_per_element_and_leaves_the_untouched_a
         for update in updates:
             if name in update.cuts:
                 part = np.zeros_like(value)
-                part[update.cuts[name]] = update.tensors[name].dequantise().reshape(part[update.cuts[name]].shape)
+                part[update.cuts[name]] = update.moved[name].reshape(part[update.cuts[name]].shape)
                 total += update.samples * part
                 mass[update.cuts[name]] += update.samples
         mean = np.divide(total, mass, out=np.zeros_like(total), where=mass > 0)
@@ -340,7 +340,7 @@ def test_what_one_message_leaves_out_the_next_ones_carry(table: LookupTable) -> 
     gaps = []
     for _ in range(6):
         gaps.append(max(float(np.abs(v - state.references[0][n]).max()) for n, v in state.weights.items()))
-        downlinks(state, space, {0: space.largest}, "own", relative_step=1.0)
+        downlinks(state, space, {0: space.largest}, "own", WireConfig())
     assert gaps[-1] < 0.1 * gaps[0]
 
 

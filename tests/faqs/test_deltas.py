@@ -1,0 +1,89 @@
+"""Movements from one end to the other: what is foretold, what is coded, and that both ends agree on it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from faqs.deltas import CARRIES, Arrays, add, code_movement, cut_lengths, movement, read_carry, take, zeros_like
+from faqs.errors import WireError
+from faqs.supernet import Cut
+from faqs.wire import WireMessage, decode, encode
+
+CUTS: dict[str, Cut] = {"a": (slice(0, 6), slice(2, 9)), "b": (slice(None),)}
+
+
+def _arrays(random: np.random.Generator, scale: float = 1.0) -> Arrays:
+    return {
+        "a": (scale * random.laplace(size=(9, 12))).astype(np.float32),
+        "b": (scale * random.laplace(size=40)).astype(np.float32),
+        "c": (scale * random.laplace(size=(3, 3))).astype(np.float32),
+    }
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    steps=st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.2, 3.0]), st.booleans()), min_size=1, max_size=5),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+)
+def test_both_ends_move_alike_whatever_is_foretold(seed: int, steps: list[tuple[float, bool]], scale: float) -> None:
+    random = np.random.default_rng(seed)
+    here, there = zeros_like(_arrays(random)), zeros_like(_arrays(random))
+    for step, foretell in steps:
+        wanted = take(_arrays(random, scale), CUTS)
+        tensors, carry = code_movement(wanted, here, CUTS, step, foretell)
+        blob = encode(WireMessage({"carry": carry}, tensors))
+        moved = movement(tensors, carry, here, CUTS)
+        got = decode(blob, lengths=cut_lengths(there, CUTS))
+        heard = movement(got.tensors, read_carry(got.header), there, CUTS)
+        assert all(moved[name].tobytes() == heard[name].tobytes() for name in CUTS)
+        assert all(here[name].tobytes() == there[name].tobytes() for name in here)
+        assert not here["c"].any() and not here["a"][:, :2].any()
+        assert 0 <= carry <= CARRIES and (carry == 0 or (foretell and step > 0))
+        if step == 0:
+            assert all(moved[name].tobytes() == wanted[name].tobytes() for name in CUTS)
+
+
+def test_what_goes_on_as_it_went_is_coded_with_less_error_at_the_same_step() -> None:
+    errors = {}
+    for foretell in (False, True):
+        random = np.random.default_rng(0)
+        last, pull, lost = zeros_like(_arrays(random)), take(_arrays(random), CUTS), []
+        for _ in range(12):
+            fresh = take(_arrays(random, 0.3), CUTS)
+            wanted = {name: pull[name] + fresh[name] for name in CUTS}
+            tensors, carry = code_movement(wanted, last, CUTS, 1.2, foretell)
+            moved = movement(tensors, carry, last, CUTS)
+            lost.append(sum(float(((moved[name] - wanted[name]) ** 2).sum()) for name in CUTS))
+        errors[foretell] = np.mean(lost[4:])
+    assert errors[True] < 0.5 * errors[False]
+
+
+def test_a_movement_that_turns_back_is_not_foretold() -> None:
+    random = np.random.default_rng(0)
+    last = zeros_like(_arrays(random))
+    wanted = take(_arrays(random), CUTS)
+    movement(code_movement(wanted, last, CUTS, 0.1, True)[0], 0, last, CUTS)
+    _, carry = code_movement({name: -value for name, value in wanted.items()}, last, CUTS, 1.0, True)
+    assert carry == 0
+    _, carry = code_movement({name: value / 2 for name, value in wanted.items()}, last, CUTS, 1.0, True)
+    assert carry == CARRIES // 2
+
+
+def test_what_leaves_the_mask_is_not_carried_on() -> None:
+    random = np.random.default_rng(0)
+    last = _arrays(random)
+    kept = {"b": CUTS["b"]}
+    wanted = take(_arrays(random), kept)
+    tensors, carry = code_movement(wanted, last, kept, 1.0, True)
+    target = zeros_like(last)
+    add(target, kept, movement(tensors, carry, last, kept))
+    assert not last["a"].any() and not last["c"].any()
+    assert target["b"].tobytes() == last["b"].tobytes() and not target["a"].any()
+
+
+@pytest.mark.parametrize("carry", [-1, CARRIES + 1, 1.5, True, "4", None, [1]])
+def test_a_carry_that_is_none_is_refused(carry: object) -> None:
+    with pytest.raises(WireError, match="a carry is a whole number from 0 to 16"):
+        read_carry({"carry": carry})  # type: ignore[dict-item]
+    assert read_carry({}) == 0
