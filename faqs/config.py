@@ -83,7 +83,7 @@ class TrainingConfig(BaseModel):
 
 class WireConfig(BaseModel):
     """Quantisation steps of the deltas, in units of their root mean square, up and down; 0 sends them as floats. With
-    `foretell` a message codes what the last movement does not foretell."""
+    `foretell` a message codes what those before do not foretell."""
 
     model_config = _STRICT
 

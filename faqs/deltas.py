@@ -6,8 +6,9 @@ feedback for free (what one message leaves out, the next one carries) and catch-
 the mask brings all that was missed). Equality of the two copies is checked by a digest.
 
 Movements go on as they went: the server's by its momentum, a client's because its own data pulls it the same way in
-every round. So each end also keeps the last movement in either direction, and a message codes only what a share of
-that, its *carry*, does not foretell (differential pulse-code modulation): less is left, and steps are smaller for it.
+every round. So each end also keeps the trend of the movements in either direction, and a message codes only what a
+share of that, its *carry*, does not foretell (differential pulse-code modulation): less is left, and steps are smaller
+for it.
 """
 
 import hashlib
@@ -53,20 +54,23 @@ def code(wanted: Mapping[str, NDArray[np.float32]], relative_step: float) -> dic
 
 
 CARRIES: Final = 16
-"""A carry is a whole number of 0 to so many parts of the last movement."""
+"""A carry is a whole number of 0 to so many parts of the trend."""
+UP: Final = 0.5
+"""How much of a client's trend is left after one more movement: every round's is the pull of its data and chance."""
+DOWN: Final = 0.0
+"""The server's trend is its last movement: its momentum holds all before that."""
 
 
 def code_movement(
     wanted: Mapping[str, NDArray[np.float32]],
-    last: Arrays,
+    trend: Arrays,
     cuts: Mapping[str, Cut],
     relative_step: float,
     foretell: bool,
 ) -> tuple[dict[str, Tensor], int]:
-    """What a message holds so that the other end, which knows the `last` movement, too, moves as wanted (flat, by name)
-    but for rounding: codes, and the carry (least squares over all coordinates; 0 unless `foretell`, and for exact
-    values)."""
-    before = take(last, cuts)
+    """What a message holds so that the other end, which knows the trend, too, moves as wanted (flat, by name) but for
+    rounding: codes, and the carry (least squares over all coordinates; 0 unless `foretell`, and for exact values)."""
+    before = take(trend, cuts)
     carry = 0
     if foretell and relative_step > 0:
         power = sum(float(np.vdot(value, value)) for value in before.values())
@@ -75,15 +79,15 @@ def code_movement(
     return code({n: value - _carried(before[n], carry) for n, value in wanted.items()}, relative_step), carry
 
 
-def movement(tensors: Mapping[str, Tensor], carry: int, last: Arrays, cuts: Mapping[str, Cut]) -> Arrays:
-    """How far a message moves the active coordinates, flat by name; becomes the `last` movement, elsewhere there is
-    none."""
-    before = take(last, cuts)
+def movement(tensors: Mapping[str, Tensor], carry: int, trend: Arrays, cuts: Mapping[str, Cut], kept: float) -> Arrays:
+    """How far a message moves the active coordinates, flat by name. The trend becomes that and a share `kept` (`UP` or
+    `DOWN`) of what it was; elsewhere there is none."""
+    before = take(trend, cuts)
     moved = {name: tensors[name].dequantise() + _carried(value, carry) for name, value in before.items()}
-    for name, value in last.items():
+    for name, value in trend.items():
         value[...] = 0.0
         if name in cuts:
-            value[cuts[name]] = moved[name].reshape(value[cuts[name]].shape)
+            value[cuts[name]] = (moved[name] + np.float32(kept) * before[name]).reshape(value[cuts[name]].shape)
     return moved
 
 
@@ -95,8 +99,8 @@ def read_carry(header: Header) -> int:
     return carry
 
 
-def _carried(last: NDArray[np.float32], carry: int) -> NDArray[np.float32]:
-    return np.float32(carry / CARRIES) * last
+def _carried(trend: NDArray[np.float32], carry: int) -> NDArray[np.float32]:
+    return np.float32(carry / CARRIES) * trend
 
 
 def add(target: Arrays, cuts: Mapping[str, Cut], moved: Arrays) -> None:

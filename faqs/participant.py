@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from faqs.config import SearchConfig, config_from_json
 from faqs.data import ClientData, Dataset, client_data, load_dataset
 from faqs.deltas import (
+    DOWN,
+    UP,
     Arrays,
     add,
     code_movement,
@@ -115,7 +117,7 @@ _read_assignment = lru_cache(maxsize=64)(Assignment.from_json)
 class Participant:
     """One client's state.
 
-    `reference`: the shared weights as the client knows them; `received` and `sent`: the last movements in either
+    `reference`: the shared weights as the client knows them; `received` and `sent`: the trends of movements in either
     direction; `residual`: what its messages have not been able to say.
     `logits`: float32 [blocks, choices], of gates where these are trained; `scores`: float64 of that shape, the client's
     own, and `common` the federation's mean in spreads, once there are any; `multipliers` those of its budgets;
@@ -173,7 +175,7 @@ class Participant:
             for name, known in take(self.reference, cuts).items()
         }
         tensors, carry = code_movement(wanted, self.sent, cuts, config.wire.relative_step_up, config.wire.foretell)
-        moved = movement(tensors, carry, self.sent, cuts)
+        moved = movement(tensors, carry, self.sent, cuts, UP)
         for name, residual in self.residual.items():
             residual[...] = 0.0  # what left the mask is dropped
             if name in cuts:
@@ -290,7 +292,7 @@ class Participant:
         cuts = shared_cuts(table.space, path)
         message = decode(blob, lengths=cut_lengths(self.reference, cuts))
         updated, received = ({n: v.copy() for n, v in group.items()} for group in (self.reference, self.received))
-        add(updated, cuts, movement(message.tensors, read_carry(header), received, cuts))
+        add(updated, cuts, movement(message.tensors, read_carry(header), received, cuts, DOWN))
         if message.header.get("round") != round_number or message.header.get("digest") != digest(updated):
             raise WireError(
                 f"client {self.assignment.client} and the server agree on what the client knows, got another digest "

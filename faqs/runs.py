@@ -24,7 +24,7 @@ from hwcost import BlockChoice, LookupTable, pack, unpack, write_atomically
 
 # 1: first version.
 # 2: the server carries scores of choices; clients keep theirs.
-# 3: both keep the last movements of either direction.
+# 3: both keep the trends of movements.
 RUN_VERSION = 3
 
 

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from faqs.client import content_of, read_blob, read_text
 from faqs.config import SearchConfig
-from faqs.deltas import cut_lengths, movement, read_carry
+from faqs.deltas import UP, cut_lengths, movement, read_carry
 from faqs.engine import count_bytes, wire_bytes
 from faqs.errors import FaqsError, RunError, WireError
 from faqs.ledger import Direction, Entry, Kind, Ledger
@@ -171,7 +171,7 @@ class Server:
         scores = read_scores(message.header, self._tables[client]) if "scores" in message.header else None
         said = _number(message.header, "loss"), _number(message.header, "accuracy")
         # Last, for it changes what is known of the client, as in the client when it sent this.
-        moved = movement(message.tensors, carry, state.received[client], cuts)
+        moved = movement(message.tensors, carry, state.received[client], cuts, UP)
         return _Trained(Update(client, state.samples[client], cuts, moved), decision, scores, *said)
 
     def _recover(self, federation: Federation) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faqs.config import Mask, ServerConfig, WireConfig
-from faqs.deltas import Arrays, add, code_movement, cut_lengths, digest, movement, shared_arrays, take, zeros_like
+from faqs.deltas import DOWN, Arrays, add, code_movement, cut_lengths, digest, movement, shared_arrays, take, zeros_like
 from faqs.members import MOST_MEMBERS, Members, path_of, written_architecture, written_members
 from faqs.supernet import Cut, new_supernet, shared_cuts
 from faqs.wire import Header, JsonValue, WireMessage, encode
@@ -27,7 +27,7 @@ _SECOND, _ADAPTIVITY = np.float32(0.99), np.float32(1e-3)
 @dataclass
 class ServerState:
     """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's, as
-    are the last movements `sent[k]` of its reference and `received[k]` of what it trained;
+    are the trends `sent[k]` of its reference and `received[k]` of what it trained;
     `scores` the mean of what the clients said of their choices last, as it is written in a message; `first`, `second`:
     moments of the server's optimiser, by weights, where it has any."""
 
@@ -89,7 +89,7 @@ def _downlink(
     behind = {name: now - known for (name, now), known in zip(
         take(state.weights, cuts).items(), take(reference, cuts).values(), strict=True)}  # fmt: skip
     tensors, carry = code_movement(behind, state.sent[client], cuts, wire.relative_step_down, wire.foretell)
-    add(reference, cuts, movement(tensors, carry, state.sent[client], cuts))
+    add(reference, cuts, movement(tensors, carry, state.sent[client], cuts, DOWN))
     decision = written_architecture(state.decisions[client], space)
     header: Header = {"round": state.round, "digest": digest(reference), "decision": decision}
     if carry:

@@ -5,7 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faqs.deltas import CARRIES, Arrays, add, code_movement, cut_lengths, movement, read_carry, take, zeros_like
+from faqs.deltas import (
+    CARRIES,
+    DOWN,
+    UP,
+    Arrays,
+    add,
+    code_movement,
+    cut_lengths,
+    movement,
+    read_carry,
+    take,
+    zeros_like,
+)
 from faqs.errors import WireError
 from faqs.supernet import Cut
 from faqs.wire import WireMessage, decode, encode
@@ -25,17 +37,20 @@ def _arrays(random: np.random.Generator, scale: float = 1.0) -> Arrays:
     seed=st.integers(0, 2**32 - 1),
     steps=st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.2, 3.0]), st.booleans()), min_size=1, max_size=5),
     scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    kept=st.sampled_from([UP, DOWN]),
 )
-def test_both_ends_move_alike_whatever_is_foretold(seed: int, steps: list[tuple[float, bool]], scale: float) -> None:
+def test_both_ends_move_alike_whatever_is_foretold(
+    seed: int, steps: list[tuple[float, bool]], scale: float, kept: float
+) -> None:
     random = np.random.default_rng(seed)
     here, there = zeros_like(_arrays(random)), zeros_like(_arrays(random))
     for step, foretell in steps:
         wanted = take(_arrays(random, scale), CUTS)
         tensors, carry = code_movement(wanted, here, CUTS, step, foretell)
         blob = encode(WireMessage({"carry": carry}, tensors))
-        moved = movement(tensors, carry, here, CUTS)
+        moved = movement(tensors, carry, here, CUTS, kept)
         got = decode(blob, lengths=cut_lengths(there, CUTS))
-        heard = movement(got.tensors, read_carry(got.header), there, CUTS)
+        heard = movement(got.tensors, read_carry(got.header), there, CUTS, kept)
         assert all(moved[name].tobytes() == heard[name].tobytes() for name in CUTS)
         assert all(here[name].tobytes() == there[name].tobytes() for name in here)
         assert not here["c"].any() and not here["a"][:, :2].any()
@@ -48,12 +63,12 @@ def test_what_goes_on_as_it_went_is_coded_with_less_error_at_the_same_step() -> 
     errors = {}
     for foretell in (False, True):
         random = np.random.default_rng(0)
-        last, pull, lost = zeros_like(_arrays(random)), take(_arrays(random), CUTS), []
+        trend, pull, lost = zeros_like(_arrays(random)), take(_arrays(random), CUTS), []
         for _ in range(12):
             fresh = take(_arrays(random, 0.3), CUTS)
             wanted = {name: pull[name] + fresh[name] for name in CUTS}
-            tensors, carry = code_movement(wanted, last, CUTS, 1.2, foretell)
-            moved = movement(tensors, carry, last, CUTS)
+            tensors, carry = code_movement(wanted, trend, CUTS, 1.2, foretell)
+            moved = movement(tensors, carry, trend, CUTS, UP)
             lost.append(sum(float(((moved[name] - wanted[name]) ** 2).sum()) for name in CUTS))
         errors[foretell] = np.mean(lost[4:])
     assert errors[True] < 0.5 * errors[False]
@@ -61,25 +76,25 @@ def test_what_goes_on_as_it_went_is_coded_with_less_error_at_the_same_step() -> 
 
 def test_a_movement_that_turns_back_is_not_foretold() -> None:
     random = np.random.default_rng(0)
-    last = zeros_like(_arrays(random))
+    trend = zeros_like(_arrays(random))
     wanted = take(_arrays(random), CUTS)
-    movement(code_movement(wanted, last, CUTS, 0.1, True)[0], 0, last, CUTS)
-    _, carry = code_movement({name: -value for name, value in wanted.items()}, last, CUTS, 1.0, True)
+    movement(code_movement(wanted, trend, CUTS, 0.1, True)[0], 0, trend, CUTS, DOWN)
+    _, carry = code_movement({name: -value for name, value in wanted.items()}, trend, CUTS, 1.0, True)
     assert carry == 0
-    _, carry = code_movement({name: value / 2 for name, value in wanted.items()}, last, CUTS, 1.0, True)
+    _, carry = code_movement({name: value / 2 for name, value in wanted.items()}, trend, CUTS, 1.0, True)
     assert carry == CARRIES // 2
 
 
 def test_what_leaves_the_mask_is_not_carried_on() -> None:
     random = np.random.default_rng(0)
-    last = _arrays(random)
+    trend = _arrays(random)
     kept = {"b": CUTS["b"]}
     wanted = take(_arrays(random), kept)
-    tensors, carry = code_movement(wanted, last, kept, 1.0, True)
-    target = zeros_like(last)
-    add(target, kept, movement(tensors, carry, last, kept))
-    assert not last["a"].any() and not last["c"].any()
-    assert target["b"].tobytes() == last["b"].tobytes() and not target["a"].any()
+    tensors, carry = code_movement(wanted, trend, kept, 1.0, True)
+    target = zeros_like(trend)
+    add(target, kept, movement(tensors, carry, trend, kept, UP))
+    assert not trend["a"].any() and not trend["c"].any()
+    assert target["b"].any() and not target["a"].any() and not target["c"].any()
 
 
 @pytest.mark.parametrize("carry", [-1, CARRIES + 1, 1.5, True, "4", None, [1]])
