@@ -81,13 +81,17 @@ def code_movement(
 
 def movement(tensors: Mapping[str, Tensor], carry: int, trend: Arrays, cuts: Mapping[str, Cut], kept: float) -> Arrays:
     """How far a message moves the active coordinates, flat by name. The trend becomes that and a share `kept` (`UP` or
-    `DOWN`) of what it was; elsewhere there is none."""
+    `DOWN`) of what it was; elsewhere there is none. Raises `WireError` where that is no finite number."""
     before = take(trend, cuts)
-    moved = {name: tensors[name].dequantise() + _carried(value, carry) for name, value in before.items()}
+    with np.errstate(over="ignore"):
+        moved = {name: tensors[name].dequantise() + _carried(value, carry) for name, value in before.items()}
+        onward = {name: value + np.float32(kept) * before[name] for name, value in moved.items()}
+    if not all(np.isfinite(value).all() for value in (*moved.values(), *onward.values())):
+        raise WireError("a movement is of finite numbers, got one beyond float32: the sender's update has diverged")
     for name, value in trend.items():
         value[...] = 0.0
         if name in cuts:
-            value[cuts[name]] = (moved[name] + np.float32(kept) * before[name]).reshape(value[cuts[name]].shape)
+            value[cuts[name]] = onward[name].reshape(value[cuts[name]].shape)
     return moved
 
 

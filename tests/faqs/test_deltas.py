@@ -102,3 +102,11 @@ def test_a_carry_that_is_none_is_refused(carry: object) -> None:
     with pytest.raises(WireError, match="a carry is a whole number from 0 to 16"):
         read_carry({"carry": carry})  # type: ignore[dict-item]
     assert read_carry({}) == 0
+
+
+def test_a_movement_beyond_what_floats_hold_is_refused_and_changes_nothing() -> None:
+    trend: Arrays = {"b": np.full(40, 3e38, np.float32)}
+    tensors, _ = code_movement({"b": np.full(40, 2e38, np.float32)}, zeros_like(trend), {"b": CUTS["b"]}, 0.0, False)
+    with pytest.raises(WireError, match="a movement is of finite numbers"):
+        movement(tensors, CARRIES, trend, {"b": CUTS["b"]}, DOWN)
+    assert (trend["b"] == np.float32(3e38)).all()
