@@ -53,8 +53,11 @@ def code(wanted: Mapping[str, NDArray[np.float32]], relative_step: float) -> dic
     return coded
 
 
-CARRIES: Final = 16
-"""A carry is a whole number of 0 to so many parts of the trend."""
+CARRIES: Final = "0123456789abcdef"
+"""A tensor's carry in a header, in sixteenths of the trend."""
+VECTOR_STEP: Final = 0.25
+"""Steps of vectors (scales, shifts, biases) beside those of the other tensors: a network bears less of their rounding,
+and they are few."""
 UP: Final = 0.5
 """How much of a client's trend is left after one more movement: every round's is the pull of its data and chance."""
 DOWN: Final = 0.0
@@ -67,24 +70,30 @@ def code_movement(
     cuts: Mapping[str, Cut],
     relative_step: float,
     foretell: bool,
-) -> tuple[dict[str, Tensor], int]:
+) -> tuple[dict[str, Tensor], str]:
     """What a message holds so that the other end, which knows the trend, too, moves as wanted (flat, by name) but for
-    rounding: codes, and the carry (least squares over all coordinates; 0 unless `foretell`, and for exact values)."""
+    rounding: codes, and the carries, a hexadecimal digit for each tensor in the order of `cuts` (least squares).
+    Nothing is carried unless `foretell`, and with exact values."""
     before = take(trend, cuts)
-    carry = 0
-    if foretell and relative_step > 0:
-        power = sum(float(np.vdot(value, value)) for value in before.values())
-        shared = sum(float(np.vdot(wanted[name], value)) for name, value in before.items())
-        carry = round(CARRIES * min(max(shared / power, 0.0), 1.0)) if power > 0 else 0
-    return code({n: value - _carried(before[n], carry) for n, value in wanted.items()}, relative_step), carry
+    carries = ""
+    if foretell and relative_step > 0 and any(value.any() for value in before.values()):
+        carries = "".join(_carry(wanted[name], value) for name, value in before.items())
+    ahead = _carried(before, carries)
+    tensors: dict[str, Tensor] = {}
+    for name, value in wanted.items():
+        step = relative_step * (VECTOR_STEP if len(cuts[name]) == 1 else 1.0)
+        tensors |= code({name: value - ahead[name] if carries else value}, step)
+    return tensors, carries
 
 
-def movement(tensors: Mapping[str, Tensor], carry: int, trend: Arrays, cuts: Mapping[str, Cut], kept: float) -> Arrays:
+def movement(
+    tensors: Mapping[str, Tensor], carries: str, trend: Arrays, cuts: Mapping[str, Cut], kept: float
+) -> Arrays:
     """How far a message moves the active coordinates, flat by name. The trend becomes that and a share `kept` (`UP` or
     `DOWN`) of what it was; elsewhere there is none. Raises `WireError` where that is no finite number."""
     before = take(trend, cuts)
     with np.errstate(over="ignore"):
-        moved = {name: tensors[name].dequantise() + _carried(value, carry) for name, value in before.items()}
+        moved = {name: tensors[name].dequantise() + value for name, value in _carried(before, carries).items()}
         onward = {name: value + np.float32(kept) * before[name] for name, value in moved.items()}
     if not all(np.isfinite(value).all() for value in (*moved.values(), *onward.values())):
         raise WireError("a movement is of finite numbers, got one beyond float32: the sender's update has diverged")
@@ -95,16 +104,23 @@ def movement(tensors: Mapping[str, Tensor], carry: int, trend: Arrays, cuts: Map
     return moved
 
 
-def read_carry(header: Header) -> int:
-    """The carry that a header names, 0 where it names none; raises `WireError`."""
-    carry = header.get("carry", 0)
-    if type(carry) is not int or not 0 <= carry <= CARRIES:
-        raise WireError(f"a carry is a whole number from 0 to {CARRIES}, got {carry!r:.80}")
-    return carry
+def read_carries(header: Header, cuts: Mapping[str, Cut]) -> str:
+    """The carries that a header names, if any; raises `WireError`."""
+    carries = header.get("carries", "")
+    if not isinstance(carries, str) or len(carries) not in (0, len(cuts)) or not set(carries) <= set(CARRIES):
+        raise WireError(f"carries are a hexadecimal digit for each of {len(cuts)} tensors, got {carries!r:.80}")
+    return carries
 
 
-def _carried(trend: NDArray[np.float32], carry: int) -> NDArray[np.float32]:
-    return np.float32(carry / CARRIES) * trend
+def _carry(wanted: NDArray[np.float32], trend: NDArray[np.float32]) -> str:
+    power = float(np.vdot(trend, trend))
+    share = float(np.vdot(wanted, trend)) / power if power > 0 else 0.0
+    return CARRIES[round(len(CARRIES) * min(max(share, 0.0), 1 - 1 / len(CARRIES)))]
+
+
+def _carried(before: Arrays, carries: str) -> Arrays:
+    shares = [CARRIES.index(digit) / len(CARRIES) for digit in carries] or [0.0] * len(before)
+    return {name: np.float32(share) * value for (name, value), share in zip(before.items(), shares, strict=True)}
 
 
 def add(target: Arrays, cuts: Mapping[str, Cut], moved: Arrays) -> None:

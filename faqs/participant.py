@@ -28,7 +28,7 @@ from faqs.deltas import (
     cut_lengths,
     digest,
     movement,
-    read_carry,
+    read_carries,
     shared_arrays,
     take,
     zeros_like,
@@ -174,8 +174,8 @@ class Participant:
             name: trained[name] - known + self.residual[name][cuts[name]].reshape(-1)
             for name, known in take(self.reference, cuts).items()
         }
-        tensors, carry = code_movement(wanted, self.sent, cuts, config.wire.relative_step_up, config.wire.foretell)
-        moved = movement(tensors, carry, self.sent, cuts, UP)
+        tensors, carries = code_movement(wanted, self.sent, cuts, config.wire.relative_step_up, config.wire.foretell)
+        moved = movement(tensors, carries, self.sent, cuts, UP)
         for name, residual in self.residual.items():
             residual[...] = 0.0  # what left the mask is dropped
             if name in cuts:
@@ -186,7 +186,7 @@ class Participant:
             self.logits = train_gates(supernet, self.logits, data.train, costs, pareto, settings, draw("gates"))
             reached = {metric: float(cost) for metric, cost in expected_costs(self.logits, costs).items()}
             self.multipliers = dict(pareto.raised(reached).multipliers)
-        told: Header = {"carry": carry} if carry else {}
+        told: Header = {"carries": carries} if carries else {}
         late = round_number >= config.warmup and self.decision == table.space.largest
         decides = config.decides(round_number) or late
         if config.scores(round_number) or (decides and self.scores is None):
@@ -292,7 +292,7 @@ class Participant:
         cuts = shared_cuts(table.space, path)
         message = decode(blob, lengths=cut_lengths(self.reference, cuts))
         updated, received = ({n: v.copy() for n, v in group.items()} for group in (self.reference, self.received))
-        add(updated, cuts, movement(message.tensors, read_carry(header), received, cuts, DOWN))
+        add(updated, cuts, movement(message.tensors, read_carries(header, cuts), received, cuts, DOWN))
         if message.header.get("round") != round_number or message.header.get("digest") != digest(updated):
             raise WireError(
                 f"client {self.assignment.client} and the server agree on what the client knows, got another digest "

@@ -88,12 +88,12 @@ def _downlink(
     reference = state.references[client]
     behind = {name: now - known for (name, now), known in zip(
         take(state.weights, cuts).items(), take(reference, cuts).values(), strict=True)}  # fmt: skip
-    tensors, carry = code_movement(behind, state.sent[client], cuts, wire.relative_step_down, wire.foretell)
-    add(reference, cuts, movement(tensors, carry, state.sent[client], cuts, DOWN))
+    tensors, carries = code_movement(behind, state.sent[client], cuts, wire.relative_step_down, wire.foretell)
+    add(reference, cuts, movement(tensors, carries, state.sent[client], cuts, DOWN))
     decision = written_architecture(state.decisions[client], space)
     header: Header = {"round": state.round, "digest": digest(reference), "decision": decision}
-    if carry:
-        header["carry"] = carry
+    if carries:
+        header["carries"] = carries
     if members:
         header["members"] = written_members(members, space)
     if state.scores is not None:
