@@ -77,7 +77,7 @@ def test_a_movement_that_turns_back_is_not_foretold() -> None:
     random = np.random.default_rng(0)
     trend = zeros_like(_arrays(random))
     wanted = take(_arrays(random), CUTS)
-    movement(code_movement(wanted, trend, CUTS, 0.1, True)[0], "", trend, CUTS, DOWN)
+    movement(code_movement(wanted, trend, CUTS, 0.5, True)[0], "", trend, CUTS, DOWN)
     turned = {"a": -wanted["a"], "b": wanted["b"] / 2}
     _, carries = code_movement(turned, trend, CUTS, 1.0, True)
     assert carries == "08"
@@ -85,7 +85,7 @@ def test_a_movement_that_turns_back_is_not_foretold() -> None:
 
 def test_vectors_are_rounded_more_finely() -> None:
     wanted = take(_arrays(np.random.default_rng(0)), CUTS)
-    tensors, _ = code_movement(wanted, zeros_like(wanted), CUTS, 1.2, False)
+    tensors, _ = code_movement(wanted, zeros_like(_arrays(np.random.default_rng(0))), CUTS, 1.2, False)
     lost = {
         name: np.mean((tensors[name].dequantise() - value) ** 2) / np.mean(value**2) for name, value in wanted.items()
     }
