@@ -542,6 +542,8 @@ _ABLATIONS: Final = {
     "C2-random": "choices scored at random",
     "C2-own-scores": "each client by its own scores",
     "C2-coarse": "steps of 1.6 instead of 1.2 rms on the wire",
+    "C2-vectors": "scales, shifts and biases in a quarter of the step on the wire",
+    "C2-foretold": "the same, and what earlier movements foretell is not coded",
     "C2-float": "32-bit floats on the wire",
     "A": "A: FedAvg, fp32",
     "AM": "AM: FedAvg with server momentum, fp32",

@@ -6,9 +6,8 @@ feedback for free (what one message leaves out, the next one carries) and catch-
 the mask brings all that was missed). Equality of the two copies is checked by a digest.
 
 Movements go on as they went: the server's by its momentum, a client's because its own data pulls it the same way in
-every round. So each end also keeps the trend of the movements in either direction, and a message codes only what a
-share of that, its *carry*, does not foretell (differential pulse-code modulation): less is left, and steps are smaller
-for it.
+every round. So each end also keeps the trend of the movements in either direction, and a message may code only what a
+share of that, its *carry*, does not foretell (differential pulse-code modulation).
 """
 
 import hashlib
@@ -55,9 +54,6 @@ def code(wanted: Mapping[str, NDArray[np.float32]], relative_step: float) -> dic
 
 CARRIES: Final = "0123456789abcdef"
 """A tensor's carry in a header, in sixteenths of the trend."""
-VECTOR_STEP: Final = 0.25
-"""Steps of vectors (scales, shifts, biases) beside those of the other tensors: a network bears less of their rounding,
-and they are few."""
 UP: Final = 0.5
 """How much of a client's trend is left after one more movement: every round's is the pull of its data and chance."""
 DOWN: Final = 0.0
@@ -69,11 +65,12 @@ def code_movement(
     trend: Arrays,
     cuts: Mapping[str, Cut],
     relative_step: float,
-    foretell: bool,
+    vector_step: float = 1.0,
+    foretell: bool = False,
 ) -> tuple[dict[str, Tensor], str]:
     """What a message holds so that the other end, which knows the trend, too, moves as wanted (flat, by name) but for
-    rounding: codes, and the carries, a hexadecimal digit for each tensor in the order of `cuts` (least squares).
-    Nothing is carried unless `foretell`, and with exact values."""
+    rounding: codes, with `vector_step` of the step for tensors of one axis, and the carries, a hexadecimal digit for
+    each tensor in the order of `cuts` (least squares). Nothing is carried unless `foretell`, and with exact values."""
     before = take(trend, cuts)
     carries = ""
     if foretell and relative_step > 0 and any(value.any() for value in before.values()):
@@ -81,7 +78,7 @@ def code_movement(
     ahead = _carried(before, carries)
     tensors: dict[str, Tensor] = {}
     for name, value in wanted.items():
-        step = relative_step * (VECTOR_STEP if len(cuts[name]) == 1 else 1.0)
+        step = relative_step * (vector_step if len(cuts[name]) == 1 else 1.0)
         tensors |= code({name: value - ahead[name] if carries else value}, step)
     return tensors, carries
 

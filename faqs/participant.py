@@ -174,7 +174,10 @@ class Participant:
             name: trained[name] - known + self.residual[name][cuts[name]].reshape(-1)
             for name, known in take(self.reference, cuts).items()
         }
-        tensors, carries = code_movement(wanted, self.sent, cuts, config.wire.relative_step_up, config.wire.foretell)
+        wire = config.wire
+        tensors, carries = code_movement(
+            wanted, self.sent, cuts, wire.relative_step_up, vector_step=wire.vector_step, foretell=wire.foretell
+        )
         moved = movement(tensors, carries, self.sent, cuts, UP)
         for name, residual in self.residual.items():
             residual[...] = 0.0  # what left the mask is dropped

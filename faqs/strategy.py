@@ -88,8 +88,11 @@ def _downlink(
     reference = state.references[client]
     behind = {name: now - known for (name, now), known in zip(
         take(state.weights, cuts).items(), take(reference, cuts).values(), strict=True)}  # fmt: skip
-    tensors, carries = code_movement(behind, state.sent[client], cuts, wire.relative_step_down, wire.foretell)
-    add(reference, cuts, movement(tensors, carries, state.sent[client], cuts, DOWN))
+    trend = state.sent[client]
+    tensors, carries = code_movement(
+        behind, trend, cuts, wire.relative_step_down, vector_step=wire.vector_step, foretell=wire.foretell
+    )
+    add(reference, cuts, movement(tensors, carries, trend, cuts, DOWN))
     decision = written_architecture(state.decisions[client], space)
     header: Header = {"round": state.round, "digest": digest(reference), "decision": decision}
     if carries:

@@ -45,7 +45,7 @@ def test_both_ends_move_alike_whatever_is_foretold(
     here, there = zeros_like(_arrays(random)), zeros_like(_arrays(random))
     for step, foretell in steps:
         wanted = take(_arrays(random, scale), CUTS)
-        tensors, carries = code_movement(wanted, here, CUTS, step, foretell)
+        tensors, carries = code_movement(wanted, here, CUTS, step, foretell=foretell)
         blob = encode(WireMessage({"carries": carries}, tensors))
         moved = movement(tensors, carries, here, CUTS, kept)
         got = decode(blob, lengths=cut_lengths(there, CUTS))
@@ -66,7 +66,7 @@ def test_what_goes_on_as_it_went_is_coded_with_less_error_at_the_same_step() -> 
         for _ in range(12):
             fresh = take(_arrays(random, 0.3), CUTS)
             wanted = {name: pull[name] + fresh[name] for name in CUTS}
-            tensors, carries = code_movement(wanted, trend, CUTS, 1.2, foretell)
+            tensors, carries = code_movement(wanted, trend, CUTS, 1.2, foretell=foretell)
             moved = movement(tensors, carries, trend, CUTS, UP)
             lost.append(sum(float(((moved[name] - wanted[name]) ** 2).sum()) for name in CUTS))
         errors[foretell] = np.mean(lost[4:])
@@ -77,15 +77,15 @@ def test_a_movement_that_turns_back_is_not_foretold() -> None:
     random = np.random.default_rng(0)
     trend = zeros_like(_arrays(random))
     wanted = take(_arrays(random), CUTS)
-    movement(code_movement(wanted, trend, CUTS, 0.5, True)[0], "", trend, CUTS, DOWN)
+    movement(code_movement(wanted, trend, CUTS, 0.5, foretell=True)[0], "", trend, CUTS, DOWN)
     turned = {"a": -wanted["a"], "b": wanted["b"] / 2}
-    _, carries = code_movement(turned, trend, CUTS, 1.0, True)
+    _, carries = code_movement(turned, trend, CUTS, 1.0, foretell=True)
     assert carries == "08"
 
 
 def test_vectors_are_rounded_more_finely() -> None:
     wanted = take(_arrays(np.random.default_rng(0)), CUTS)
-    tensors, _ = code_movement(wanted, zeros_like(_arrays(np.random.default_rng(0))), CUTS, 1.2, False)
+    tensors, _ = code_movement(wanted, zeros_like(_arrays(np.random.default_rng(0))), CUTS, 1.2, vector_step=0.25)
     lost = {
         name: np.mean((tensors[name].dequantise() - value) ** 2) / np.mean(value**2) for name, value in wanted.items()
     }
@@ -97,7 +97,7 @@ def test_what_leaves_the_mask_is_not_carried_on() -> None:
     trend = _arrays(random)
     kept = {"b": CUTS["b"]}
     wanted = take(_arrays(random), kept)
-    tensors, carries = code_movement(wanted, trend, kept, 1.0, True)
+    tensors, carries = code_movement(wanted, trend, kept, 1.0, foretell=True)
     target = zeros_like(trend)
     add(target, kept, movement(tensors, carries, trend, kept, UP))
     assert not trend["a"].any() and not trend["c"].any()
@@ -113,7 +113,7 @@ def test_carries_that_are_none_are_refused(carries: object) -> None:
 
 def test_a_movement_beyond_what_floats_hold_is_refused_and_changes_nothing() -> None:
     trend: Arrays = {"b": np.full(40, 3e38, np.float32)}
-    tensors, _ = code_movement({"b": np.full(40, 2e38, np.float32)}, zeros_like(trend), {"b": CUTS["b"]}, 0.0, False)
+    tensors, _ = code_movement({"b": np.full(40, 2e38, np.float32)}, zeros_like(trend), {"b": CUTS["b"]}, 0.0)
     with pytest.raises(WireError, match="a movement is of finite numbers"):
         movement(tensors, "f", trend, {"b": CUTS["b"]}, DOWN)
     assert (trend["b"] == np.float32(3e38)).all()
