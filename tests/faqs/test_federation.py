@@ -20,7 +20,7 @@ from faqs.errors import FaqsError, RunError, WireError
 from faqs.members import path_of
 from faqs.participant import Participant, read_scores
 from faqs.prepare import Device, Prepared
-from faqs.runs import Checkpoint, RunFolder
+from faqs.runs import RUN_VERSION, Checkpoint, RunFolder
 from faqs.search import search
 from faqs.server import Federation, Server, run_rounds
 from faqs.strategy import ServerState, Update, aggregate, downlinks
@@ -364,8 +364,8 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tmp_path: Path, t
     checkpoint = run.load_checkpoint()
     assert isinstance(checkpoint, Checkpoint) and checkpoint.state.round == 1
     path = run.path / "checkpoint.safetensors"
-    data = path.read_bytes()
-    for damaged in (data[:50], data[:-9], b"{}", data.replace(b'\\"version\\": 2', b'\\"version\\": 9')):
+    data, version = path.read_bytes(), f'\\"version\\": {RUN_VERSION}'.encode()
+    for damaged in (data[:50], data[:-9], b"{}", data.replace(version, b'\\"version\\": 9')):
         path.write_bytes(damaged)
         with pytest.raises(RunError, match="cannot be resumed from"):
             run.load_checkpoint()

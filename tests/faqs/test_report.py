@@ -329,7 +329,7 @@ def test_many_clients_and_a_single_round_are_drawn(tmp_path: Path) -> None:
 
 DAMAGES: list[tuple[str, Any, str]] = [
     ("config.json", None, "a run folder has a config.json, got .* without"),
-    ("config.json", {"run_version": 9}, "config.json is not a run of version 2"),
+    ("config.json", {"run_version": 9}, f"config.json is not a run of version {RUN_VERSION}"),
     ("devices.json", None, "devices.json, and it is missing: finish the run with `faqs search --resume RUN`"),
     ("config.json", {"clients": 0}, "config.json: clients: Input should be greater than or equal to 1, got 0"),
     ("devices.json", "[]", "devices.json: the document: Input should be an object, got"),
