@@ -71,15 +71,13 @@ def code_movement(
     """What a message holds so that the other end, which knows the trend, too, moves as wanted (flat, by name) but for
     rounding: codes, with `vector_step` of the step for tensors of one axis, and the carries, a hexadecimal digit for
     each tensor in the order of `cuts` (least squares). Nothing is carried unless `foretell`, and with exact values."""
-    before = take(trend, cuts)
-    carries = ""
+    before, carries, left = take(trend, cuts), "", wanted
     if foretell and relative_step > 0 and any(value.any() for value in before.values()):
         carries = "".join(_carry(wanted[name], value) for name, value in before.items())
-    ahead = _carried(before, carries)
+        left = {name: wanted[name] - value for name, value in _carried(before, carries).items()}
     tensors: dict[str, Tensor] = {}
-    for name, value in wanted.items():
-        step = relative_step * (vector_step if len(cuts[name]) == 1 else 1.0)
-        tensors |= code({name: value - ahead[name] if carries else value}, step)
+    for name, value in left.items():
+        tensors |= code({name: value}, relative_step * (vector_step if len(cuts[name]) == 1 else 1.0))
     return tensors, carries
 
 

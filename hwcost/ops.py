@@ -407,11 +407,7 @@ class Node(_Weightless):
             queries, second = self.reads[:2]
             projected = 0 if not second.constant else queries.elements * second.shape[-1]  # of [width, 3 width]
             return projected + 2 * queries.elements * (queries if second.constant else second).shape[-2]
-        if self.op_type in (
-            "LSTM",
-            "GRU",
-            "RNN",
-        ):  # [sequence, batch, inputs], [directions, gates, inputs], [..., hidden]
+        if self.op_type in ("LSTM", "GRU", "RNN"):  # [steps, batch, inputs], [ways, gates, inputs], [..., hidden]
             return self.reads[0].elements // self.reads[0].shape[-1] * sum(t.elements for t in self.reads[1:3])
         return 0
 

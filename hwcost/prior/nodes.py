@@ -105,8 +105,12 @@ def int8_broadcast(op_type: str, rng: np.random.Generator) -> Operator:
     return _microsoft(op_type, [_u(one), *_SCALE, second, *_SCALE, *_SCALE], [_u(one)])
 
 
+def _map_or_tokens(rng: np.random.Generator) -> Shape:
+    return draw_map(rng) if rng.random() < 0.6 else draw_tokens(rng)
+
+
 def same_size(op_type: str, rng: np.random.Generator) -> Operator:
-    shape = draw_map(rng) if rng.random() < 0.6 else draw_tokens(rng)
+    shape = _map_or_tokens(rng)
     return _node(op_type, [_f(shape), _f(shape)], [_f(shape)], 14 if op_type in ("Sub", "Div") else 13)
 
 
@@ -386,14 +390,14 @@ def dynamic(rng: np.random.Generator) -> Operator:
 
 def extreme(op_type: str, rng: np.random.Generator) -> Operator:
     """The larger or smaller of two tensors, or of one and a constant."""
-    shape: Shape = draw_map(rng) if rng.random() < 0.6 else draw_tokens(rng)
+    shape = _map_or_tokens(rng)
     other = _f(shape) if rng.random() < 0.5 else _c(())
     return _node(op_type, [_f(shape), other], [_f(shape)])
 
 
 def comparison(rng: np.random.Generator) -> Operator:
     """Of a tensor with a constant or another tensor; or what joins such answers."""
-    shape: Shape = draw_map(rng) if rng.random() < 0.6 else draw_tokens(rng)
+    shape = _map_or_tokens(rng)
     truth = str(TensorType("bool", shape))
     op_type, version = pick(rng, (("Greater", 13), ("Less", 13), ("Equal", 13), ("Or", 7), ("And", 7), ("Not", 1)))
     if op_type == "Not":
@@ -404,7 +408,7 @@ def comparison(rng: np.random.Generator) -> Operator:
 
 
 def cast(rng: np.random.Generator) -> Operator:
-    shape: Shape = draw_map(rng) if rng.random() < 0.6 else draw_tokens(rng)
+    shape = _map_or_tokens(rng)
     numbers = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10}
     other = pick(rng, tuple(numbers)[1:])
     read, written = ("float32", other) if rng.random() < 0.5 else (other, "float32")
@@ -420,16 +424,8 @@ def extremes(rng: np.random.Generator) -> Operator:
         return _node("ArgMax", [_f(shape)], [str(TensorType("int64", out))], axis=axis, keepdims=1)
     length = pick(rng, (100, 1000, 2000, 8400))
     count = min(pick(rng, (1, 5, 10, 100, 300)), length)
-    out = (1, count)
-    return _node(
-        "TopK",
-        [_f((1, length)), _values(count)],
-        [_f(out), str(TensorType("int64", out))],
-        11,
-        axis=1,
-        largest=1,
-        sorted=1,
-    )
+    found = [_f((1, count)), str(TensorType("int64", (1, count)))]
+    return _node("TopK", [_f((1, length)), _values(count)], found, 11, axis=1, largest=1, sorted=1)
 
 
 def running_sum(rng: np.random.Generator) -> Operator:
