@@ -3,6 +3,9 @@
 A sample begins with the families' shares. Once it holds them all, each batch is dealt by share times error: the error
 that a quick predictor makes on operators of the family that it was not fitted on, near-identical ones held out
 together. It follows from the first timing of every row alone, and from the seed, so it can be decided again.
+
+A family of the prior may hold several kinds of kernel, each with a predictor of its own. Whichever of these has hardly
+any rows comes first, so that rare kinds have enough to be fitted on.
 """
 
 import math
@@ -10,6 +13,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -31,6 +35,10 @@ _FOLDS: Final = 4
 _PRIOR_ROWS: Final = 10
 """Rows of the overall error that every family's error starts from."""
 _WORST: Final = math.log(2.0)
+_ENOUGH: Final = 6
+"""Rows from which on a kind of kernel is drawn as often as the prior has it."""
+_AHEAD: Final = 100
+"""Among so many next operators of a family those of rare kinds are looked for."""
 
 
 class AdaptiveSample:
@@ -41,6 +49,8 @@ class AdaptiveSample:
     ) -> None:
         self._seed, self._requests_of, self._hardware = seed, requests_of, hardware
         self._streams = family_streams(seed)
+        self._next: defaultdict[str, list[tuple[Request, ...]]] = defaultdict(list)
+        self._rows: Counter[tuple[str, Precision]] = Counter()
         self._dealt: Counter[str] = Counter()
         self._family: dict[Request, str] = {}
         self._errors: NDArray[np.float64] = np.zeros(0)
@@ -65,11 +75,25 @@ class AdaptiveSample:
         requests: list[Request] = []
         for name, count in families.items():
             self._dealt[name] += count
-            for _, op in zip(range(count), self._streams.get(name, ()), strict=False):
-                found = self._requests_of(op)
+            for _ in range(count):
+                found = self._drawn(name)
                 self._family.update(dict.fromkeys(found, name))
                 requests += found
         return tuple(requests)
+
+    def _drawn(self, name: str) -> tuple[Request, ...]:
+        """What is measured of the next operator of a family, one of a rare kind before others; nothing at its end."""
+        ahead = self._next[name]
+        ahead += map(self._requests_of, islice(self._streams.get(name, ()), _AHEAD - len(ahead)))
+        if not ahead:
+            return ()
+
+        def held(found: tuple[Request, ...]) -> int:
+            return min((self._rows[family(op), precision] for op, precision in found), default=_ENOUGH)
+
+        found = ahead.pop(min(range(len(ahead)), key=lambda place: min(held(ahead[place]), _ENOUGH)))
+        self._rows.update((family(op), precision) for op, precision in found)
+        return found
 
     def state(self) -> str:
         """The error of the quick predictor on what it had not seen, in words; nothing before the first."""

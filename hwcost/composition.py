@@ -133,13 +133,14 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
 
 
 def _left_out(fitted: Values, judged: Values, overhead_s: float, whole_s: Values) -> Values:
-    """How far off (natural logarithm) the sums `judged` of each network come by what the others' sums `fitted` say."""
+    """Natural logarithms of what comes of the sums `judged` of each network by what the others' sums `fitted` say, over
+    its own seconds."""
     errors = np.zeros(len(whole_s))
     for out in range(len(whole_s)):
         rest = np.arange(len(whole_s)) != out
         change = _solve(fitted[rest], overhead_s, whole_s[rest])
         said = overhead_s + judged[out, : len(CLASSES)].sum() + judged[out] @ change
-        errors[out] = abs(math.log(max(float(said), 1e-9) / whole_s[out]))
+        errors[out] = math.log(max(float(said), 1e-9) / whole_s[out])
     return errors
 
 
@@ -149,23 +150,25 @@ def compose(
     from_memory: Values,
     counts: Values,
     overhead_s: float,
-    whole_s: Sequence[float],
+    samples_s: Sequence[Sequence[float]],
 ) -> Composition:
     """From sums of kernels in seconds by class [networks, classes], as measured and as predicted without having been
     fitted on; bytes from memory for each of `HELD_BYTES` [held, networks, streams]; kernels that one call executes
-    [networks]; and the networks' own seconds.
+    [networks]; and the networks' own seconds, of every pass.
 
-    All follows from the measured sums; `held_bytes` is the one with the smallest errors of networks left out, outliers
-    cut. A half-width is the 90 % quantile of such errors, stretched by what so few cannot show (split conformal
-    prediction).
+    All follows from the measured sums and the fastest passes; `held_bytes` is the one with the smallest errors of
+    networks left out, outliers cut. A half-width is the 90 % quantile of such errors against each of the passes, for
+    whoever runs a network later does so in one moment, and not in the best of several; it is stretched by what so few
+    cannot show (split conformal prediction).
     """
-    whole = np.asarray(whole_s, dtype=np.float64)
+    whole = np.array([min(passes) for passes in samples_s])
+    later = [np.log(np.array(passes) / best) for passes, best in zip(samples_s, whole.tolist(), strict=True)]
     designs = [np.hstack([measured, memory, counts[:, None]]) for memory in from_memory]
     errors = [_left_out(design, design, overhead_s, whole) for design in designs]
-    best = int(np.argmin([np.minimum(error, _OUTLIER).mean() for error in errors]))
+    best = int(np.argmin([np.minimum(np.abs(error), _OUTLIER).mean() for error in errors]))
     design = designs[best]
     unseen = np.hstack([predicted, design[:, len(CLASSES) :]])
-    widths = [_quantile(errors[best]), _quantile(_left_out(design, unseen, overhead_s, whole))]
+    widths = [_width(errors[best], later), _width(_left_out(design, unseen, overhead_s, whole), later)]
     change = _solve(design, overhead_s, whole)
     return Composition(
         networks=len(whole),
@@ -178,6 +181,8 @@ def compose(
     )
 
 
-def _quantile(errors: Values) -> float:
-    rank = math.ceil((len(errors) + 1) * _COVERAGE)
-    return float(np.sort(errors)[min(rank, len(errors)) - 1]) * max(1.0, rank / len(errors))
+def _width(errors: Values, later: Sequence[Values]) -> float:
+    """Of networks' errors, and how much slower than the fastest each of their passes was (both natural logarithms)."""
+    every = np.sort(np.abs(np.concatenate([error - slower for error, slower in zip(errors, later, strict=True)])))
+    rank = math.ceil((1 + 1 / len(errors)) * _COVERAGE * len(every))
+    return float(every[min(rank, len(every)) - 1]) * max(1.0, rank / len(every))

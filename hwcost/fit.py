@@ -194,7 +194,7 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
     predicted: list[Values] = []
     from_memory: list[list[Values]] = []
     counts: list[int] = []
-    whole_s: list[float] = []
+    samples_s: list[tuple[float, ...]] = []
     for network in profile.networks:
         rows = [profile.find(part.operator, part.precision) for part in network.parts]
         if any(row is None for row in rows):
@@ -211,11 +211,11 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
         layers = [(part.operator, part.precision, part.count) for part in network.parts]
         from_memory.append([bytes_from_memory(layers, held_bytes) for held_bytes in HELD_BYTES])
         counts.append(sum(part.count for part in network.parts))
-        whole_s.append(min(network.samples_s))
-    if not whole_s:
+        samples_s.append(network.samples_s)
+    if not samples_s:
         return None
     sums = np.array(measured), np.array(predicted), np.array(from_memory).swapaxes(0, 1), np.array(counts)
-    return compose(*sums, profile.run_overhead_s, whole_s)
+    return compose(*sums, profile.run_overhead_s, samples_s)
 
 
 def _generator(seed: int, *parts: object) -> np.random.Generator:
