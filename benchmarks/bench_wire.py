@@ -19,12 +19,12 @@ import zstandard
 from numpy.typing import NDArray
 from record import Benchmark, summary
 
-from faqs.config import TrainingConfig
+from faqs.config import TrainingConfig, WireConfig
 from faqs.data import load_dataset
 from faqs.deltas import code, shared_arrays
-from faqs.supernet import new_supernet
+from faqs.supernet import new_supernet, shared_cuts
 from faqs.train import Hyperparameters, Step, train_weights
-from faqs.wire import QuantisedTensor, WireMessage, decode, encode
+from faqs.wire import QuantisedTensor, Tensor, WireMessage, decode, encode
 from hwcost import SearchSpace, note, print_table, progress
 
 BENCHMARK: Final = Benchmark("wire", __doc__ or "")
@@ -81,18 +81,22 @@ def timed(work: Callable[[], object], repeats: int) -> list[float]:
     return seconds
 
 
-def measure(deltas: Deltas, relative_step: float, repeats: int) -> dict[str, Any]:
+def measure(space: SearchSpace, deltas: Deltas, relative_step: float, repeats: int) -> dict[str, Any]:
     lengths = {name: value.size for name, value in deltas.items()}
     count = sum(lengths.values())
+    cuts, vector_step = shared_cuts(space, space.largest), WireConfig().vector_step
+
+    def quantised() -> dict[str, Tensor]:
+        return code(deltas, cuts, relative_step, vector_step)
 
     def send() -> bytes:
-        return encode(WireMessage({"round": 1}, code(deltas, relative_step)))
+        return encode(WireMessage({"round": 1}, quantised()))
 
     def receive() -> dict[str, NDArray[np.float32]]:
         return {name: tensor.dequantise() for name, tensor in decode(blob, lengths=lengths).tensors.items()}
 
     def coded() -> dict[str, QuantisedTensor]:
-        return {name: one for name, one in code(deltas, relative_step).items() if isinstance(one, QuantisedTensor)}
+        return {name: one for name, one in quantised().items() if isinstance(one, QuantisedTensor)}
 
     def plain() -> bytes:
         return zstandard.ZstdCompressor(level=19).compress(
@@ -142,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
         for (kind, space), deltas in cases.items():
             for step in (DEFAULT_STEP,) if arguments.quick else STEPS:
                 report(len(rows), len(cases) * len(STEPS), f"{kind}, {space}, step {step}")
-                measured = measure(deltas, step, 1 if arguments.quick else 9)
+                measured = measure(SPACES[space], deltas, step, 1 if arguments.quick else 9)
                 rows.append({"deltas": kind, "space": space, **measured})
     columns = ("deltas", "space", "coordinates", "step", "entropy", "bits", "fp32 /", "zstd /", "encode", "decode")
     print_table(

@@ -15,8 +15,8 @@ for each thing taken out or exchanged: `own-mask`, each client trains and sends 
 member learns from; `labels`, random networks of the warm-up learn by the labels; `held` to what the federation's
 network says of other classes (FedNTD); `plain`, no momentum on the server; `no-warmup`, masks from the first round;
 `no-explore`, no random networks in the warm-up; `norms`, `logits`, `random`, other scores of choices; `own-scores`,
-each client by its own; `coarse`, larger steps on the wire; `vectors`, scales, shifts and biases in finer ones;
-`foretold`, these, and what earlier movements foretell is not coded; `float`, 32-bit floats.
+each client by its own; `coarse`, larger steps on the wire; `even`, the same step for scales, shifts and biases as for
+all else; `float`, 32-bit floats.
 
 Accuracy: global, every network on all test images after its batch-norm statistics were recomputed over all clients'
 training images; personal, on each client's held-out images after the same local fine-tuning. Bytes to target: until the

@@ -84,15 +84,13 @@ class TrainingConfig(BaseModel):
 class WireConfig(BaseModel):
     """Quantisation steps of the deltas, in units of their root mean square, up and down; 0 sends them as floats. Those
     of vectors (scales, shifts, biases) are `vector_step` of that: they are few, and a network bears less of their
-    rounding. With `foretell` a message codes what those before do not foretell."""
+    rounding."""
 
     model_config = _STRICT
 
-    vector_step: float = Field(default=0.25, gt=0, le=1)
-    foretell: bool = False
-
     relative_step_up: float = Field(default=1.0, ge=0, le=8)
     relative_step_down: float = Field(default=1.0, ge=0, le=8)
+    vector_step: float = Field(default=0.25, gt=0, le=1)
 
 
 class ServerConfig(BaseModel):

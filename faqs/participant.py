@@ -20,15 +20,12 @@ from numpy.typing import NDArray
 from faqs.config import SearchConfig, config_from_json
 from faqs.data import ClientData, Dataset, client_data, load_dataset
 from faqs.deltas import (
-    DOWN,
-    UP,
     Arrays,
     add,
-    code_movement,
+    code,
     cut_lengths,
     digest,
-    movement,
-    read_carries,
+    moved_by,
     shared_arrays,
     take,
     zeros_like,
@@ -68,7 +65,7 @@ PRIOR_SHARE = 0.25
 that these do not tell apart, such as 4 and 8 bits, or 2 bits on a good day."""
 
 
-_SHARED = ("reference", "received", "sent", "residual")
+_SHARED = ("reference", "residual")
 """A client's arrays of the shared weights' shapes."""
 
 
@@ -117,8 +114,7 @@ _read_assignment = lru_cache(maxsize=64)(Assignment.from_json)
 class Participant:
     """One client's state.
 
-    `reference`: the shared weights as the client knows them; `received` and `sent`: the trends of movements in either
-    direction; `residual`: what its messages have not been able to say.
+    `reference`: the shared weights as the client knows them; `residual`: what its messages have not been able to say.
     `logits`: float32 [blocks, choices], of gates where these are trained; `scores`: float64 of that shape, the client's
     own, and `common` the federation's mean in spreads, once there are any; `multipliers` those of its budgets;
     `decision` is the architecture of the next round; `personal` the decided network's state after `finalise`, else
@@ -127,8 +123,6 @@ class Participant:
 
     assignment: Assignment
     reference: Arrays
-    received: Arrays
-    sent: Arrays
     residual: Arrays
     local: Arrays
     logits: torch.Tensor
@@ -144,10 +138,9 @@ class Participant:
         config, table = assignment.config, assignment.table
         supernet = new_supernet(table.space, config.seed)
         reference = shared_arrays(supernet)
-        received, sent, residual = (zeros_like(reference) for _ in range(3))
         local = {name: value.detach().numpy().copy() for name, value in local_tensors(supernet).items()}
         logits = initial_logits(table.space)
-        return cls(assignment, reference, received, sent, residual, local, logits, first_decision(assignment))
+        return cls(assignment, reference, zeros_like(reference), local, logits, first_decision(assignment))
 
     def train(self, round_number: int, blob: bytes) -> bytes:
         """One round: take the server's difference, train, send back the coded difference of the active coordinates.
@@ -174,11 +167,8 @@ class Participant:
             name: trained[name] - known + self.residual[name][cuts[name]].reshape(-1)
             for name, known in take(self.reference, cuts).items()
         }
-        wire = config.wire
-        tensors, carries = code_movement(
-            wanted, self.sent, cuts, wire.relative_step_up, vector_step=wire.vector_step, foretell=wire.foretell
-        )
-        moved = movement(tensors, carries, self.sent, cuts, UP)
+        tensors = code(wanted, cuts, config.wire.relative_step_up, config.wire.vector_step)
+        moved = moved_by(tensors)
         for name, residual in self.residual.items():
             residual[...] = 0.0  # what left the mask is dropped
             if name in cuts:
@@ -189,7 +179,7 @@ class Participant:
             self.logits = train_gates(supernet, self.logits, data.train, costs, pareto, settings, draw("gates"))
             reached = {metric: float(cost) for metric, cost in expected_costs(self.logits, costs).items()}
             self.multipliers = dict(pareto.raised(reached).multipliers)
-        told: Header = {"carries": carries} if carries else {}
+        told: Header = {}
         late = round_number >= config.warmup and self.decision == table.space.largest
         decides = config.decides(round_number) or late
         if config.scores(round_number) or (decides and self.scores is None):
@@ -294,14 +284,14 @@ class Participant:
         path = path_of(mask, decision, members)
         cuts = shared_cuts(table.space, path)
         message = decode(blob, lengths=cut_lengths(self.reference, cuts))
-        updated, received = ({n: v.copy() for n, v in group.items()} for group in (self.reference, self.received))
-        add(updated, cuts, movement(message.tensors, read_carries(header, cuts), received, cuts, DOWN))
+        updated = {name: value.copy() for name, value in self.reference.items()}
+        add(updated, cuts, moved_by(message.tensors))
         if message.header.get("round") != round_number or message.header.get("digest") != digest(updated):
             raise WireError(
                 f"client {self.assignment.client} and the server agree on what the client knows, got another digest "
                 f"in round {round_number}: the client starts over from the seed"
             )
-        self.reference, self.received, self.decision = updated, received, decision
+        self.reference, self.decision = updated, decision
         if "scores" in message.header:
             self.common = read_scores(message.header, self.assignment.table)
         return path, members

@@ -24,8 +24,9 @@ from hwcost import BlockChoice, LookupTable, pack, unpack, write_atomically
 
 # 1: first version.
 # 2: the server carries scores of choices; clients keep theirs.
-# 3: both keep the trends of movements.
-RUN_VERSION = 3
+# 3: both kept the trends of movements.
+# 4: neither does.
+RUN_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,8 @@ class RunFolder:
         arrays: dict[str, NDArray[Any]] = {f"weights/{name}": value for name, value in state.weights.items()}
         for moment in ("first", "second"):
             arrays.update({f"{moment}/{name}": value for name, value in getattr(state, moment).items()})
-        for group, of_clients in (("reference", state.references), ("sent", state.sent), ("received", state.received)):
-            for client, known in enumerate(of_clients):
-                arrays.update({f"{group}/{client}/{name}": value for name, value in known.items()})
+        for client, reference in enumerate(state.references):
+            arrays.update({f"reference/{client}/{name}": value for name, value in reference.items()})
         arrays.update({f"node/{node}": np.frombuffer(data, np.uint8) for node, data in checkpoint.nodes.items()})
         head = {
             "version": RUN_VERSION,
@@ -163,15 +163,10 @@ class RunFolder:
             head = json.loads(text)
             if head["version"] != RUN_VERSION:
                 raise ValueError(f"version {head['version']}, not {RUN_VERSION}")
-            known = {
-                group: [_group(arrays, f"{group}/{client}", head["names"]) for client in range(len(head["samples"]))]
-                for group in ("reference", "sent", "received")
-            }
+            clients = range(len(head["samples"]))
             state = ServerState(
                 _group(arrays, "weights", head["names"]),
-                known["reference"],
-                known["sent"],
-                known["received"],
+                [_group(arrays, f"reference/{client}", head["names"]) for client in clients],
                 [tuple(map(BlockChoice.parse, decision)) for decision in head["decisions"]],
                 [int(count) for count in head["samples"]],
                 int(head["round"]),

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from faqs.client import content_of, read_blob, read_text
 from faqs.config import SearchConfig
-from faqs.deltas import UP, cut_lengths, movement, read_carries
+from faqs.deltas import cut_lengths, moved_by
 from faqs.engine import count_bytes, wire_bytes
 from faqs.errors import FaqsError, RunError, WireError
 from faqs.ledger import Direction, Entry, Kind, Ledger
@@ -164,15 +164,13 @@ class Server:
         """Validate a round's reply; raises `WireError`."""
         cuts = shared_cuts(self._space, path)
         message = decode(read_blob(content), lengths=cut_lengths(state.weights, cuts))
-        carries = read_carries(message.header, cuts)
         if message.header.get("round") != state.round:
             raise WireError(f"an update belongs to round {state.round}, got {message.header.get('round')!r}")
         decision = read_architecture(message.header.get("decision"), self._tables[client])
         scores = read_scores(message.header, self._tables[client]) if "scores" in message.header else None
         said = _number(message.header, "loss"), _number(message.header, "accuracy")
-        # Last, for it changes what is known of the client, as in the client when it sent this.
-        moved = movement(message.tensors, carries, state.received[client], cuts, UP)
-        return _Trained(Update(client, state.samples[client], cuts, moved), decision, scores, *said)
+        update = Update(client, state.samples[client], cuts, moved_by(message.tensors))
+        return _Trained(update, decision, scores, *said)
 
     def _recover(self, federation: Federation) -> None:
         """Start lost clients over from the seed."""
@@ -197,7 +195,7 @@ class Server:
     ) -> dict[int, Parsed | str]:
         """Send every client what it misses on its path; returns its parsed reply, or the reason why there is none."""
         state = federation.state
-        blobs = downlinks(state, self._space, paths, self.config.training.mask, self.config.wire)
+        blobs = downlinks(state, self._space, paths, self.config)
         contents = {client: content_of("blob", blob) for client, blob in blobs.items()}
         ideal = {client: ideal_bytes(state, self._space, path) for client, path in paths.items()}
         return self._send(message_type, kind, state.round, contents, federation.ledger, parse, ideal)

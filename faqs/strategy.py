@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from faqs.config import Mask, ServerConfig, WireConfig
-from faqs.deltas import DOWN, Arrays, add, code_movement, cut_lengths, digest, movement, shared_arrays, take, zeros_like
+from faqs.config import Mask, SearchConfig, ServerConfig
+from faqs.deltas import Arrays, add, code, cut_lengths, digest, moved_by, shared_arrays, take
 from faqs.members import MOST_MEMBERS, Members, path_of, written_architecture, written_members
 from faqs.supernet import Cut, new_supernet, shared_cuts
 from faqs.wire import Header, JsonValue, WireMessage, encode
@@ -26,15 +26,12 @@ _SECOND, _ADAPTIVITY = np.float32(0.99), np.float32(1e-3)
 
 @dataclass
 class ServerState:
-    """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's, as
-    are the trends `sent[k]` of its reference and `received[k]` of what it trained;
+    """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's;
     `scores` the mean of what the clients said of their choices last, as it is written in a message; `first`, `second`:
     moments of the server's optimiser, by weights, where it has any."""
 
     weights: Arrays
     references: list[Arrays]
-    sent: list[Arrays]
-    received: list[Arrays]
     decisions: list[Architecture]
     samples: list[int]
     round: int = 0
@@ -49,8 +46,7 @@ class ServerState:
         """Weights from the seed, which every client makes for itself."""
         weights = shared_arrays(new_supernet(space, seed))
         references = [{name: value.copy() for name, value in weights.items()} for _ in decisions]
-        sent, received = ([zeros_like(weights) for _ in decisions] for _ in range(2))
-        return cls(weights, references, sent, received, list(decisions), list(samples))
+        return cls(weights, references, list(decisions), list(samples))
 
     @property
     def members(self) -> Members:
@@ -74,29 +70,24 @@ class Update:
 
 
 def downlinks(
-    state: ServerState, space: SearchSpace, paths: Mapping[int, Architecture], mask: Mask, wire: WireConfig
+    state: ServerState, space: SearchSpace, paths: Mapping[int, Architecture], config: SearchConfig
 ) -> dict[int, bytes]:
     """The blobs that bring clients up to date on their paths; moves the server's copies of their references."""
-    members = state.members if mask == "hull" else []
-    return {client: _downlink(state, space, client, path, members, wire) for client, path in paths.items()}
+    members = state.members if config.training.mask == "hull" else []
+    return {client: _downlink(state, space, client, path, members, config) for client, path in paths.items()}
 
 
 def _downlink(
-    state: ServerState, space: SearchSpace, client: int, path: Architecture, members: Members, wire: WireConfig
+    state: ServerState, space: SearchSpace, client: int, path: Architecture, members: Members, config: SearchConfig
 ) -> bytes:
     cuts = shared_cuts(space, path)
     reference = state.references[client]
     behind = {name: now - known for (name, now), known in zip(
         take(state.weights, cuts).items(), take(reference, cuts).values(), strict=True)}  # fmt: skip
-    trend = state.sent[client]
-    tensors, carries = code_movement(
-        behind, trend, cuts, wire.relative_step_down, vector_step=wire.vector_step, foretell=wire.foretell
-    )
-    add(reference, cuts, movement(tensors, carries, trend, cuts, DOWN))
+    tensors = code(behind, cuts, config.wire.relative_step_down, config.wire.vector_step)
+    add(reference, cuts, moved_by(tensors))
     decision = written_architecture(state.decisions[client], space)
     header: Header = {"round": state.round, "digest": digest(reference), "decision": decision}
-    if carries:
-        header["carries"] = carries
     if members:
         header["members"] = written_members(members, space)
     if state.scores is not None:
@@ -107,7 +98,6 @@ def _downlink(
 def forget_client(state: ServerState, space: SearchSpace, seed: int, client: int) -> None:
     """Start a client over from the common seed: after it lost its state, or when the two references differ."""
     state.references[client] = shared_arrays(new_supernet(space, seed))
-    state.sent[client], state.received[client] = zeros_like(state.weights), zeros_like(state.weights)
 
 
 def ideal_bytes(state: ServerState, space: SearchSpace, path: Architecture) -> float:

@@ -61,9 +61,8 @@ VARIANTS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "logits": {"training": {"rule": "logits"}},
     "random": {"training": {"rule": "random"}},
     "own-scores": {"training": {"common_share": 0.0}},
-    "coarse": {"wire": {"relative_step_up": 1.6, "relative_step_down": 1.6}},
-    "vectors": {"wire": {"vector_step": 0.25}},
-    "foretold": {"wire": {"vector_step": 0.25, "foretell": True}},
+    "coarse": {"wire": {"relative_step_up": 2.0, "relative_step_down": 2.0}},
+    "even": {"wire": {"vector_step": 1.0}},
     "float": {"wire": {"relative_step_up": 0.0, "relative_step_down": 0.0}},
 }
 """The ablations of C2, arms `C2-NAME`: what each changes, by section."""
@@ -93,7 +92,7 @@ def search_options(arm: str, regime: Regime) -> dict[str, Any]:
     else:
         training |= {"mask": "hull", "members_per_step": 2, "hull_share": 0.0}
         step, server = 1.2, {"optimiser": "momentum", "learning_rate": 1.0, "momentum": MOMENTUM}
-    wire = {"relative_step_up": step, "relative_step_down": step, "vector_step": 1.0, "foretell": False}
+    wire = {"relative_step_up": step, "relative_step_down": step, "vector_step": 0.25}
     changes = VARIANTS.get(arm.removeprefix("C2-"), {})
     sections = {"training": training, "wire": wire, "server": server}
     return {name: {**fields, **changes.get(name, {})} for name, fields in sections.items()} | dict(

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from faqs.client import RECORD, app, load_participant, read_blob
-from faqs.config import SearchConfig, ServerConfig, WireConfig
+from faqs.config import SearchConfig, ServerConfig
 from faqs.deltas import shared_arrays
 from faqs.engine import InProcessGrid
 from faqs.errors import FaqsError, RunError, WireError
@@ -340,7 +340,7 @@ def test_what_one_message_leaves_out_the_next_ones_carry(table: LookupTable) -> 
     gaps = []
     for _ in range(6):
         gaps.append(max(float(np.abs(v - state.references[0][n]).max()) for n, v in state.weights.items()))
-        downlinks(state, space, {0: space.largest}, "own", WireConfig())
+        downlinks(state, space, {0: space.largest}, SearchConfig())
     assert gaps[-1] < 0.1 * gaps[0]
 
 
