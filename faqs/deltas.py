@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from faqs.errors import WireError
 from faqs.supernet import Cut, SuperNet, shared_tensors
 from faqs.wire import ExactTensor, QuantisedTensor, Tensor, quantise, step_for
 
@@ -53,21 +52,11 @@ def code(
     return coded
 
 
-def moved_by(tensors: Mapping[str, Tensor]) -> Arrays:
-    """How far a message moves the active coordinates, flat by name; raises `WireError` beyond what float32 holds."""
-    with np.errstate(over="ignore"):
-        moved = {name: tensor.dequantise() for name, tensor in tensors.items()}
-    for name, values in moved.items():
-        if not np.isfinite(values).all():
-            raise WireError(f"a movement is of finite numbers, got one beyond float32 in {name}: its sender diverged")
-    return moved
-
-
-def add(target: Arrays, cuts: Mapping[str, Cut], moved: Arrays) -> None:
-    """target[cut] += moved, in place."""
+def add(target: Arrays, cuts: Mapping[str, Cut], tensors: Mapping[str, Tensor]) -> None:
+    """target[cut] += decoded, in place."""
     for name, cut in cuts.items():
         view = target[name][cut]
-        view += moved[name].reshape(view.shape)
+        view += tensors[name].dequantise().reshape(view.shape)
 
 
 def zeros_like(arrays: Arrays) -> Arrays:

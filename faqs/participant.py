@@ -25,7 +25,6 @@ from faqs.deltas import (
     code,
     cut_lengths,
     digest,
-    moved_by,
     shared_arrays,
     take,
     zeros_like,
@@ -168,11 +167,10 @@ class Participant:
             for name, known in take(self.reference, cuts).items()
         }
         tensors = code(wanted, cuts, config.wire.relative_step_up, config.wire.vector_step)
-        moved = moved_by(tensors)
         for name, residual in self.residual.items():
             residual[...] = 0.0  # what left the mask is dropped
             if name in cuts:
-                left = wanted[name] - moved[name]
+                left = wanted[name] - tensors[name].dequantise()
                 residual[cuts[name]] = left.reshape(residual[cuts[name]].shape)
         if config.trains_gates(round_number):
             costs, pareto = CostLayer(table), self._pareto()
@@ -285,7 +283,7 @@ class Participant:
         cuts = shared_cuts(table.space, path)
         message = decode(blob, lengths=cut_lengths(self.reference, cuts))
         updated = {name: value.copy() for name, value in self.reference.items()}
-        add(updated, cuts, moved_by(message.tensors))
+        add(updated, cuts, message.tensors)
         if message.header.get("round") != round_number or message.header.get("digest") != digest(updated):
             raise WireError(
                 f"client {self.assignment.client} and the server agree on what the client knows, got another digest "

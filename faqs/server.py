@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from faqs.client import content_of, read_blob, read_text
 from faqs.config import SearchConfig
-from faqs.deltas import cut_lengths, moved_by
+from faqs.deltas import cut_lengths
 from faqs.engine import count_bytes, wire_bytes
 from faqs.errors import FaqsError, RunError, WireError
 from faqs.ledger import Direction, Entry, Kind, Ledger
@@ -169,7 +169,7 @@ class Server:
         decision = read_architecture(message.header.get("decision"), self._tables[client])
         scores = read_scores(message.header, self._tables[client]) if "scores" in message.header else None
         said = _number(message.header, "loss"), _number(message.header, "accuracy")
-        update = Update(client, state.samples[client], cuts, moved_by(message.tensors))
+        update = Update(client, state.samples[client], cuts, message.tensors)
         return _Trained(update, decision, scores, *said)
 
     def _recover(self, federation: Federation) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faqs.config import Mask, SearchConfig, ServerConfig
-from faqs.deltas import Arrays, add, code, cut_lengths, digest, moved_by, shared_arrays, take
+from faqs.deltas import Arrays, add, code, cut_lengths, digest, shared_arrays, take
 from faqs.members import MOST_MEMBERS, Members, path_of, written_architecture, written_members
 from faqs.supernet import Cut, new_supernet, shared_cuts
-from faqs.wire import Header, JsonValue, WireMessage, encode
+from faqs.wire import Header, JsonValue, Tensor, WireMessage, encode
 from hwcost import Architecture, SearchSpace
 
 _SECOND, _ADAPTIVITY = np.float32(0.99), np.float32(1e-3)
@@ -61,12 +61,12 @@ class ServerState:
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sent in a round, validated: how far it wants the active coordinates moved, flat by name."""
+    """What one client sent in a round, validated: how far it wants the active coordinates moved."""
 
     client: int
     samples: int
     cuts: Mapping[str, Cut]
-    moved: Arrays = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
 
 
 def downlinks(
@@ -85,7 +85,7 @@ def _downlink(
     behind = {name: now - known for (name, now), known in zip(
         take(state.weights, cuts).items(), take(reference, cuts).values(), strict=True)}  # fmt: skip
     tensors = code(behind, cuts, config.wire.relative_step_down, config.wire.vector_step)
-    add(reference, cuts, moved_by(tensors))
+    add(reference, cuts, tensors)
     decision = written_architecture(state.decisions[client], space)
     header: Header = {"round": state.round, "digest": digest(reference), "decision": decision}
     if members:
@@ -126,7 +126,7 @@ def aggregate(state: ServerState, updates: Sequence[Update], server: ServerConfi
             if name in update.cuts:
                 cut = update.cuts[name]
                 view = moved[cut]
-                view += update.samples * update.moved[name].reshape(view.shape)
+                view += update.samples * update.tensors[name].dequantise().reshape(view.shape)
                 mass[cut] += update.samples
         touched = mass > 0
         mean = moved[touched] / mass[touched]

@@ -301,8 +301,8 @@ def test_aggregation_is_the_weighted_mean_per_element_and_leaves_the_untouched_a
     for client, text in enumerate(choices):
         cuts = shared_cuts(space, (BlockChoice.parse(text),) * len(space.blocks))
         codes = {name: random.integers(-3, 4, start[name][cut].size).astype(np.int8) for name, cut in cuts.items()}
-        moved = {name: QuantisedTensor(code, 0.5).dequantise() for name, code in codes.items()}
-        updates.append(Update(client, (10, 30)[client], cuts, moved))
+        tensors = {name: QuantisedTensor(code, 0.5) for name, code in codes.items()}
+        updates.append(Update(client, (10, 30)[client], cuts, tensors))
     server = ServerConfig(optimiser=optimiser, learning_rate=0.5, momentum=0.8)
     coverage = aggregate(state, updates, server)
     assert aggregate(state, updates, server) == coverage
@@ -312,7 +312,7 @@ def test_aggregation_is_the_weighted_mean_per_element_and_leaves_the_untouched_a
         for update in updates:
             if name in update.cuts:
                 part = np.zeros_like(value)
-                part[update.cuts[name]] = update.moved[name].reshape(part[update.cuts[name]].shape)
+                part[update.cuts[name]] = update.tensors[name].dequantise().reshape(part[update.cuts[name]].shape)
                 total += update.samples * part
                 mass[update.cuts[name]] += update.samples
         mean = np.divide(total, mass, out=np.zeros_like(total), where=mass > 0)
