@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwcost.hardware import Hardware
-from hwcost.ops import Conv, Gemm, Node, Operator, Precision
+from hwcost.ops import Conv, Gemm, Node, Operator, Pool, Precision
 from hwcost.profiles import Int8Form, Machine
 from hwcost.sizes import ROUTES, SIZES, reduced_axes, sizes
 from hwcost.tiling import ALGORITHMS, WORK, Columns, convolution_work, product_work
@@ -166,14 +166,17 @@ def way_of(features: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def family(op: Operator) -> str:
     """Operators that one predictor can describe: `conv.dense`, `conv.depthwise`, `conv.grouped`, `gemm`,
-    `pool.<function>`, `elementwise.<function>`, `boundary.<function>`, `node.<type>`, the last with what makes a node
-    of a type another kernel: `node.Add.scalar`, `node.ReduceMean.rows`, `node.Resize.linear.last` (channels last)."""
+    `pool.<function>`, `pool.average.whole`, `elementwise.<function>`, `boundary.<function>`, `node.<type>`, the last
+    with what makes a node of a type another kernel: `node.Add.scalar`, `node.ReduceMean.rows`,
+    `node.Resize.linear.last` (channels last)."""
     if isinstance(op, Conv):
         return f"conv.{'depthwise' if op.depthwise else 'grouped' if op.groups > 1 else 'dense'}"
     if isinstance(op, Gemm):
         return op.kind
     if isinstance(op, Node):
         return ".".join(filter(None, ("node", op.op_type, _variant(op))))
+    if isinstance(op, Pool) and op.function == "average" and (op.output_height, op.output_width) == (1, 1):
+        return "pool.average.whole"  # a window like the plane sums up in one loop
     return f"{op.kind}.{op.function}"
 
 

@@ -14,6 +14,9 @@ from hwcost.ops import BoundaryFunction, ElementwiseFunction, PoolFunction
 from hwcost.prior import kernels, nodes
 from hwcost.prior.draws import Draw as Draw
 
+_POOLS: Final[dict[PoolFunction, int]] = {"average": 64, "global_max": 16}
+"""Shares of pools that are not the usual one: means take many ways, and maxima over a plane are rare."""
+
 FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "dense convolution": (220, kernels.dense),
     "depthwise convolution": (70, kernels.depthwise),
@@ -28,7 +31,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "to channels first": (24, kernels.to_channels_first),
     "other transposes": (48, kernels.shuffle),
     "weights": (16, kernels.weights),
-    **{name: (32, partial(kernels.pool, name)) for name in get_args(PoolFunction)},
+    **{name: (_POOLS.get(name, 32), partial(kernels.pool, name)) for name in get_args(PoolFunction)},
     **{name: (12, partial(kernels.elementwise, name)) for name in get_args(ElementwiseFunction)},
     **{name: (24, partial(kernels.boundary, name)) for name in get_args(BoundaryFunction) if name != "transpose"},
     "concatenation": (56, nodes.concat),

@@ -40,7 +40,8 @@ def test_a_sample_begins_with_the_shares() -> None:
         sample.draw(batch)
         drawn = {name: drawn.get(name, 0) + batch.get(name, 0) for name in SHARES}
     total = sum(SHARES.values())
-    assert max(abs(drawn[name] - 730 * share / total) for name, share in SHARES.items()) < 1.5  # rounded three times
+    # Rounded three times, by highest averages, which may leave a quota.
+    assert max(abs(drawn[name] - 730 * share / total) for name, share in SHARES.items()) < 2
 
 
 def test_once_it_holds_the_shares_it_grows_where_predictors_fail() -> None:

@@ -16,6 +16,8 @@ OPERATORS: list[tuple[Operator, str]] = [
     (Pool.global_average(32, 7, 7), "pool.global_average"),
     (Pool("max", 32, 14, 14, (2, 2), (2, 2)), "pool.max"),
     (Pool("max", 30, 14, 14, (2, 2), (2, 2)), "pool.max"),
+    (Pool("average", 30, 14, 14, (2, 2), (2, 2)), "pool.average"),
+    (Pool("average", 30, 14, 14, (14, 14)), "pool.average.whole"),
     (Elementwise("add", (1, 16, 14, 14)), "elementwise.add"),
     (Elementwise("tanh", (10,)), "elementwise.tanh"),
     (Boundary("quantize", (1, 3, 32, 32)), "boundary.quantize"),
