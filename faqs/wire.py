@@ -173,7 +173,24 @@ def step_for(values: NDArray[np.float32], relative_step: float) -> float:
     rms = math.sqrt(float(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
     if rms == 0.0:
         return 1.0
-    mantissa, exponent = math.frexp(relative_step * rms)
+    return _short(relative_step * rms)
+
+
+def unbiased_step(values: NDArray[np.float32], codes: NDArray[np.int8], step: float) -> float:
+    """The step by which codes stand for values that the dead zone has not made smaller, to 8 significant bits.
+
+    A dead zone makes small values zero and no value larger, so what arrives is a share of what was sent, and the rest
+    of it a round late. With <v, v> / <codes, v> for a step it is all of it, and noise. At most twice the `step` that
+    made the codes.
+    """
+    wide = values.astype(np.float64)
+    told = float(np.vdot(codes.astype(np.float64), wide))
+    return _short(min(float(np.vdot(wide, wide)) / told, 2 * step)) if told > 0 else step
+
+
+def _short(step: float) -> float:
+    """A step of 8 significant bits, within what a message may hold."""
+    mantissa, exponent = math.frexp(step)
     return min(
         max(math.ldexp(round(mantissa * 256) / 256, exponent), _STEP_FLOOR), 2.0 ** math.floor(math.log2(STEP_LIMIT))
     )
