@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faqs.supernet import Cut, SuperNet, shared_tensors
-from faqs.wire import ExactTensor, QuantisedTensor, Tensor, quantise, step_for, unbiased_step
+from faqs.wire import ExactTensor, QuantisedTensor, Tensor, quantise, reconstruction_step, step_for
 
 Arrays = dict[str, NDArray[np.float32]]
 """Shared weights by name, in the order of `faqs.supernet.shared_tensors`."""
@@ -49,7 +49,7 @@ def code(
         else:
             step = step_for(values, relative_step * (vector_step if len(cuts[name]) == 1 else 1.0))
             codes = quantise(values, step)
-            coded[name] = QuantisedTensor(codes, unbiased_step(values, codes, step))
+            coded[name] = QuantisedTensor(codes, reconstruction_step(values, codes, step))
     return coded
 
 

@@ -50,6 +50,7 @@ STEP_LIMIT = float(np.finfo(np.float32).max) / (2 * CODE_LIMIT)
 """The largest step: no code times its step overflows float32."""
 
 _ROUNDING = np.float32(1 / 3)
+_MOST_ERROR = 0.5
 _STEP_FLOOR = float(np.finfo(np.float32).tiny)
 _LIST_DEPTH = 4
 _BASE, _PER_BYTE = 6, 3
@@ -176,16 +177,21 @@ def step_for(values: NDArray[np.float32], relative_step: float) -> float:
     return _short(relative_step * rms)
 
 
-def unbiased_step(values: NDArray[np.float32], codes: NDArray[np.int8], step: float) -> float:
-    """The step by which codes stand for values that the dead zone has not made smaller, to 8 significant bits.
+def reconstruction_step(values: NDArray[np.float32], codes: NDArray[np.int8], step: float) -> float:
+    """The step by which `codes`, made of `values` with `step`, are read, to 8 significant bits.
 
-    A dead zone makes small values zero and no value larger, so what arrives is a share of what was sent, and the rest
-    of it a round late. With <v, v> / <codes, v> for a step it is all of it, and noise. At most twice the `step` that
-    made the codes.
+    A dead zone makes small values zero and none larger, so what arrives is a share of what was sent, and the rest comes
+    a few rounds late. The step <v, v> / <c, v> makes up for that: what arrives is all of v, and noise. But where errors
+    are fed back, they may not grow on the way, so the step is smaller where the error's power would be more than
+    `_MOST_ERROR` of v's (a contraction, as error feedback needs: arXiv 1901.09847), and never below that of the least
+    error, <c, v> / <c, c>.
     """
-    wide = values.astype(np.float64)
-    told = float(np.vdot(codes.astype(np.float64), wide))
-    return _short(min(float(np.vdot(wide, wide)) / told, 2 * step)) if told > 0 else step
+    v, c = values.astype(np.float64), codes.astype(np.float64)
+    sent, told, power = (float(np.vdot(one, other)) for one, other in ((v, v), (c, v), (c, c)))
+    if told <= 0:
+        return step
+    room = math.sqrt(max(told * told - power * sent * (1 - _MOST_ERROR), 0.0))
+    return _short(min(sent / told, (told + room) / power))
 
 
 def _short(step: float) -> float:
