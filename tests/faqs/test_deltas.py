@@ -1,6 +1,7 @@
 """Movements from one end to the other: which are rounded how finely, and that both ends agree on them."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,3 +48,42 @@ def test_vectors_are_rounded_more_finely() -> None:
         name: np.mean((tensors[name].dequantise() - value) ** 2) / np.mean(value**2) for name, value in wanted.items()
     }
     assert lost["b"] < 0.2 * lost["a"]
+
+
+def _drawn(kind: str, random: np.random.Generator, size: int = 20_000) -> Arrays:
+    draws = {
+        "Laplace": random.laplace(size=size),
+        "Gauss": random.normal(size=size),
+        "Student-t": random.standard_t(3, size=size),
+        "few": random.laplace(size=size) * (random.random(size) < 0.1),
+    }
+    return {"b": draws[kind].astype(np.float32)}
+
+
+@pytest.mark.parametrize("kind", ["Laplace", "Gauss", "Student-t", "few"])
+@pytest.mark.parametrize("step", [0.3, 1.2, 1.6])
+def test_what_the_dead_zone_takes_the_step_gives_back(kind: str, step: float) -> None:
+    wanted = _drawn(kind, np.random.default_rng(0))["b"].astype(np.float64)
+    moved = code({"b": wanted.astype(np.float32)}, {"b": CUTS["b"]}, step)["b"].dequantise().astype(np.float64)
+    assert np.vdot(moved, wanted) == pytest.approx(np.vdot(wanted, wanted), rel=0.01)
+    assert np.vdot(moved - wanted, moved - wanted) < 0.5 * np.vdot(wanted, wanted)
+
+
+@given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50), step=st.floats(0.1, 8.0))
+def test_a_message_never_errs_by_more_than_it_says(values: list[float], step: float) -> None:
+    wanted = np.array(values, np.float32)
+    moved = code({"b": wanted}, {"b": CUTS["b"]}, step)["b"].dequantise().astype(np.float64)
+    lost, sent = moved - wanted.astype(np.float64), np.vdot(wanted.astype(np.float64), wanted.astype(np.float64))
+    assert np.vdot(lost, lost) <= 1.0001 * sent
+
+
+@pytest.mark.parametrize("kind", ["Laplace", "Gauss", "Student-t", "few"])
+@pytest.mark.parametrize(("step", "most"), [(1.2, 0.6), (1.8, 1.2), (2.4, 2.5)])
+def test_what_errors_leave_behind_does_not_grow_from_round_to_round(kind: str, step: float, most: float) -> None:
+    random = np.random.default_rng(0)
+    residual: Arrays = {"b": np.zeros(2_000, np.float32)}
+    for _ in range(40):
+        fresh = _drawn(kind, random, 2_000)["b"]
+        wanted = {"b": fresh + residual["b"]}
+        residual = {"b": wanted["b"] - code(wanted, {"b": CUTS["b"]}, step)["b"].dequantise()}
+    assert np.sqrt(np.mean(residual["b"] ** 2) / np.mean(fresh**2)) < most
