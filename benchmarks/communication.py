@@ -15,7 +15,7 @@ for each thing taken out or exchanged: `own-mask`, each client trains and sends 
 member learns from; `labels`, random networks of the warm-up learn by the labels; `held` to what the federation's
 network says of other classes (FedNTD); `plain`, no momentum on the server; `no-warmup`, masks from the first round;
 `no-explore`, no random networks in the warm-up; `norms`, `logits`, `random`, other scores of choices; `own-scores`,
-each client by its own; `coarse`, larger steps on the wire; `even`, the same step for scales, shifts and biases as for
+each client by its own; `fine`, smaller steps on the wire; `even`, the same step for scales, shifts and biases as for
 all else; `float`, 32-bit floats.
 
 Accuracy: global, every network on all test images after its batch-norm statistics were recomputed over all clients'

@@ -61,7 +61,7 @@ VARIANTS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "logits": {"training": {"rule": "logits"}},
     "random": {"training": {"rule": "random"}},
     "own-scores": {"training": {"common_share": 0.0}},
-    "coarse": {"wire": {"relative_step_up": 2.0, "relative_step_down": 2.0}},
+    "fine": {"wire": {"relative_step_up": 1.6, "relative_step_down": 1.6}},
     "even": {"wire": {"vector_step": 1.0}},
     "float": {"wire": {"relative_step_up": 0.0, "relative_step_down": 0.0}},
 }
@@ -91,8 +91,8 @@ def search_options(arm: str, regime: Regime) -> dict[str, Any]:
         step, server = 0.0, dict[str, Any](optimiser="plain")
     else:
         training |= {"mask": "hull", "members_per_step": 2, "hull_share": 0.0}
-        step, server = 1.2, {"optimiser": "momentum", "learning_rate": 1.0, "momentum": MOMENTUM}
-    wire = {"relative_step_up": step, "relative_step_down": step, "vector_step": 0.25}
+        step, server = 1.85, {"optimiser": "momentum", "learning_rate": 1.0, "momentum": MOMENTUM}
+    wire = {"relative_step_up": step, "relative_step_down": step, "vector_step": 0.2}
     changes = VARIANTS.get(arm.removeprefix("C2-"), {})
     sections = {"training": training, "wire": wire, "server": server}
     return {name: {**fields, **changes.get(name, {})} for name, fields in sections.items()} | dict(
