@@ -88,9 +88,9 @@ class WireConfig(BaseModel):
 
     model_config = _STRICT
 
-    relative_step_up: float = Field(default=1.0, ge=0, le=8)
-    relative_step_down: float = Field(default=1.0, ge=0, le=8)
-    vector_step: float = Field(default=0.25, gt=0, le=1)
+    relative_step_up: float = Field(default=1.6, ge=0, le=8)
+    relative_step_down: float = Field(default=1.6, ge=0, le=8)
+    vector_step: float = Field(default=0.2, gt=0, le=1)
 
 
 class ServerConfig(BaseModel):
