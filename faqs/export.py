@@ -263,9 +263,10 @@ def export_onnx(network: DecidedNet, int8_form: Int8Form) -> bytes:
 class Check:
     """What an exported model does here, beside the network it came from.
 
-    `agreement` is the share of images that get the same class from both. `agrees` says that accuracies differ by at
-    most `tolerance`, a share of the images, and that no more than that share gets a class that torch does not hold for
-    as good as its own: within `TIE_STEPS` steps of the best score, as far as rounding moves scores. `executed` counts
+    `agreement` is the share of images that get the same class from both. `agrees` says that no
+    more than `tolerance`, a share of the images, gets a class that torch does not hold for as good as its own: within
+    `TIE_STEPS` steps of the best score, as far as rounding moves scores; and that accuracies differ by at most that
+    and what ties do by chance, two standard deviations of as many tosses of a coin. `executed` counts
     the nodes that the runtime made of the file, by type. `latency_s` and `samples_s` as `hwcost.time_model` gives them,
     or None and nothing.
     """
@@ -308,11 +309,13 @@ def check_export(
     exact = class_scores(network, data.images)
     expected = exact.argmax(axis=1)
     short = exact.max(axis=1) - np.take_along_axis(exact, classes[:, None], axis=1)[:, 0]
-    foreign = float((short > (TIE_STEPS + 0.5) * float(_step(network.logits))).mean())
+    foreign = short > (TIE_STEPS + 0.5) * float(_step(network.logits))
+    ties = int(((classes != expected) & ~foreign).sum())
     tolerance = math.ceil(TOLERANCE * len(images)) / len(images)
     agreement = float((classes == expected).mean())
     accuracy_torch, accuracy_onnx = (float((found == data.labels).mean()) for found in (expected, classes))
-    worst = max(foreign, abs(accuracy_onnx - accuracy_torch))
+    by_chance = 2 * math.sqrt(ties) / len(images)
+    worst = max(float(foreign.mean()), abs(accuracy_onnx - accuracy_torch) - by_chance)
     latency_s: float | None = None
     samples_s: tuple[float, ...] = ()
     if measure_latency:
