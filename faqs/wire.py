@@ -51,6 +51,7 @@ STEP_LIMIT = float(np.finfo(np.float32).max) / (2 * CODE_LIMIT)
 
 _ROUNDING = np.float32(1 / 3)
 _MOST_ERROR = 0.5
+"""Of the power of what is sent, where its codes are read by a step that gives back what the dead zone took."""
 _STEP_FLOOR = float(np.finfo(np.float32).tiny)
 _LIST_DEPTH = 4
 _BASE, _PER_BYTE = 6, 3
