@@ -32,8 +32,9 @@ SPACES: Final = {
     "digits": SearchSpace.for_image((1, 8, 8), 10),
     "CIFAR": SearchSpace.for_image((3, 32, 32), 10),
 }
-STEPS: Final = (0.5, 1.0, 1.6)
-DEFAULT_STEP: Final = 1.6
+WIRE: Final = WireConfig()
+DEFAULT_STEP: Final = WIRE.relative_step_up
+STEPS: Final = (0.5, 1.0, DEFAULT_STEP)
 
 Deltas = dict[str, NDArray[np.float32]]
 
@@ -84,10 +85,10 @@ def timed(work: Callable[[], object], repeats: int) -> list[float]:
 def measure(space: SearchSpace, deltas: Deltas, relative_step: float, repeats: int) -> dict[str, Any]:
     lengths = {name: value.size for name, value in deltas.items()}
     count = sum(lengths.values())
-    cuts, vector_step = shared_cuts(space, space.largest), WireConfig().vector_step
+    cuts = shared_cuts(space, space.largest)
 
     def quantised() -> dict[str, Tensor]:
-        return code(deltas, cuts, relative_step, vector_step)
+        return code(deltas, cuts, relative_step, WIRE.vector_step)
 
     def send() -> bytes:
         return encode(WireMessage({"round": 1}, quantised()))

@@ -35,10 +35,7 @@ def take(arrays: Mapping[str, NDArray[np.float32]], cuts: Mapping[str, Cut]) -> 
 
 
 def code(
-    wanted: Mapping[str, NDArray[np.float32]],
-    cuts: Mapping[str, Cut],
-    relative_step: float,
-    vector_step: float = 1.0,
+    wanted: Mapping[str, NDArray[np.float32]], cuts: Mapping[str, Cut], relative_step: float, vector_step: float = 1.0
 ) -> dict[str, Tensor]:
     """Quantise flat differences, the step of each tensor in units of its root mean square, or `vector_step` of that for
     one of a single axis; with a step of 0 leave all of them exact."""

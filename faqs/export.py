@@ -41,9 +41,9 @@ Int8Form = Literal["u8u8", "u8s8", "s8s8"]
 # 1: first version.
 FORMAT_VERSION: Final = 1
 TOLERANCE: Final = 0.01
+"""The share of images whose class may differ from torch's, and of accuracy; rounded up to whole images."""
 TIE_STEPS: Final = 4
 """Steps of the score's quantiser that rounding moved scores by, at most, on trained networks."""
-"""The share of images whose class may differ from torch's, and of accuracy; rounded up to whole images."""
 
 _OPSET: Final = 17
 _IR_VERSION: Final = 8
@@ -263,12 +263,11 @@ def export_onnx(network: DecidedNet, int8_form: Int8Form) -> bytes:
 class Check:
     """What an exported model does here, beside the network it came from.
 
-    `agreement` is the share of images that get the same class from both. `agrees` says that no
-    more than `tolerance`, a share of the images, gets a class that torch does not hold for as good as its own: within
-    `TIE_STEPS` steps of the best score, as far as rounding moves scores; and that accuracies differ by at most that
-    and what ties do by chance, two standard deviations of as many tosses of a coin. `executed` counts
-    the nodes that the runtime made of the file, by type. `latency_s` and `samples_s` as `hwcost.time_model` gives them,
-    or None and nothing.
+    `agreement` is the share of images that get the same class from both. `agrees` says that no more than `tolerance`, a
+    share of the images, gets a class that torch does not hold for as good as its own: within `TIE_STEPS` steps of the
+    best score, as far as rounding moves scores; and that accuracies differ by at most that and what ties do by chance,
+    two standard deviations of as many tosses of a coin. `executed` counts the nodes that the runtime made of the file,
+    by type. `latency_s` and `samples_s` as `hwcost.time_model` gives them, or None and nothing.
     """
 
     accuracy_torch: float

@@ -26,7 +26,7 @@ _SECOND, _ADAPTIVITY = np.float32(0.99), np.float32(1e-3)
 
 @dataclass
 class ServerState:
-    """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's;
+    """All that the server carries from round to round. `references[k]`, `decisions[k]`, `samples[k]` are client k's,
     `scores` the mean of what the clients said of their choices last, as it is written in a message; `first`, `second`:
     moments of the server's optimiser, by weights, where it has any."""
 

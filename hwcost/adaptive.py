@@ -89,9 +89,9 @@ class AdaptiveSample:
             return ()
 
         def held(found: tuple[Request, ...]) -> int:
-            return min((self._rows[family(op), precision] for op, precision in found), default=_ENOUGH)
+            return min([_ENOUGH, *(self._rows[family(op), precision] for op, precision in found)])
 
-        found = ahead.pop(min(range(len(ahead)), key=lambda place: min(held(ahead[place]), _ENOUGH)))
+        found = ahead.pop(min(range(len(ahead)), key=lambda place: held(ahead[place])))
         self._rows.update((family(op), precision) for op, precision in found)
         return found
 

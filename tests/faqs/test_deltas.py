@@ -51,43 +51,47 @@ def test_vectors_are_rounded_more_finely() -> None:
     assert lost["b"] < 0.2 * lost["a"]
 
 
-def _drawn(kind: str, random: np.random.Generator, size: int = 20_000) -> Arrays:
+def _arrived(wanted: NDArray[np.floating], step: float) -> NDArray[np.float32]:
+    """What a message brings of a vector."""
+    return code({"b": wanted.astype(np.float32)}, CUTS, step)["b"].dequantise()
+
+
+def _drawn(kind: str, random: np.random.Generator, size: int = 20_000) -> NDArray[np.float32]:
     draws = {
         "Laplace": random.laplace(size=size),
         "Gauss": random.normal(size=size),
         "Student-t": random.standard_t(3, size=size),
         "few": random.laplace(size=size) * (random.random(size) < 0.1),
     }
-    return {"b": draws[kind].astype(np.float32)}
+    return draws[kind].astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", ["Laplace", "Gauss", "Student-t", "few"])
 @pytest.mark.parametrize("step", [0.3, 1.2, 1.6])
 def test_what_the_dead_zone_takes_the_step_gives_back(kind: str, step: float) -> None:
-    wanted = _drawn(kind, np.random.default_rng(0))["b"].astype(np.float64)
-    moved = code({"b": wanted.astype(np.float32)}, {"b": CUTS["b"]}, step)["b"].dequantise().astype(np.float64)
+    wanted = _drawn(kind, np.random.default_rng(0)).astype(np.float64)
+    moved = _arrived(wanted, step).astype(np.float64)
     assert np.vdot(moved, wanted) == pytest.approx(np.vdot(wanted, wanted), rel=0.01)
     assert np.vdot(moved - wanted, moved - wanted) < 0.5 * np.vdot(wanted, wanted)
 
 
 @given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50), step=st.floats(0.1, 8.0))
 def test_a_message_never_errs_by_more_than_it_says(values: list[float], step: float) -> None:
-    wanted = np.array(values, np.float32)
-    moved = code({"b": wanted}, {"b": CUTS["b"]}, step)["b"].dequantise().astype(np.float64)
-    lost, sent = moved - wanted.astype(np.float64), np.vdot(wanted.astype(np.float64), wanted.astype(np.float64))
-    assert np.vdot(lost, lost) <= 1.0001 * sent
+    wanted = np.array(values)
+    lost = _arrived(wanted, step).astype(np.float64) - wanted
+    assert np.vdot(lost, lost) <= 1.0001 * np.vdot(wanted, wanted)
 
 
 @pytest.mark.parametrize("kind", ["Laplace", "Gauss", "Student-t", "few"])
 @pytest.mark.parametrize(("step", "most"), [(1.2, 0.6), (1.8, 1.2), (2.4, 2.5)])
 def test_what_errors_leave_behind_does_not_grow_from_round_to_round(kind: str, step: float, most: float) -> None:
     random = np.random.default_rng(0)
-    residual: Arrays = {"b": np.zeros(2_000, np.float32)}
+    residual = np.zeros(2_000, np.float32)
     for _ in range(40):
-        fresh = _drawn(kind, random, 2_000)["b"]
-        wanted = {"b": fresh + residual["b"]}
-        residual = {"b": wanted["b"] - code(wanted, {"b": CUTS["b"]}, step)["b"].dequantise()}
-    assert np.sqrt(np.mean(residual["b"] ** 2) / np.mean(fresh**2)) < most
+        fresh = _drawn(kind, random, 2_000)
+        wanted = fresh + residual
+        residual = wanted - _arrived(wanted, step)
+    assert np.sqrt(np.mean(residual**2) / np.mean(fresh**2)) < most
 
 
 def _settled(step: float, seed: int) -> float:
@@ -98,19 +102,15 @@ def _settled(step: float, seed: int) -> float:
     optima = random.normal(size=(10, size))
     weights = 2 * random.normal(size=size)
     reference, velocity, residual = weights.copy(), np.zeros(size), np.zeros((10, size))
-
-    def sent(wanted: NDArray[np.float64]) -> NDArray[np.float32]:
-        return code({"b": wanted.astype(np.float32)}, {"b": CUTS["b"]}, step)["b"].dequantise()
-
     for number in range(rounds):
         moved = 1 - np.exp(-curvature * 0.5 * (1 + np.cos(np.pi * number / rounds)))
         noise = 0.3 * np.sqrt(moved) * random.normal(size=(10, size))
         wanted = moved * (optima - reference) + noise + residual
-        arrived = np.stack([sent(one) for one in wanted])
+        arrived = np.stack([_arrived(one, step) for one in wanted])
         residual = wanted - arrived
         velocity = 0.7 * velocity + arrived.mean(axis=0)
         weights = weights + velocity
-        reference = reference + sent(weights - reference)
+        reference = reference + _arrived(weights - reference, step)
     return float(np.mean(curvature * (reference - optima.mean(axis=0)) ** 2))
 
 
