@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hwcost.hardware import Hardware
 from hwcost.ops import Conv, Gemm, Node, Operator, Pool, Precision
 from hwcost.profiles import Int8Form, Machine
-from hwcost.sizes import ROUTES, SIZES, reduced_axes, sizes
+from hwcost.sizes import ROUTES, SIZES, reduced_axes, sizes, turned_softmax
 from hwcost.tiling import ALGORITHMS, WORK, Columns, convolution_work, product_work
 
 _GENERAL = (
@@ -167,8 +167,8 @@ def way_of(features: NDArray[np.float64]) -> NDArray[np.int64]:
 def family(op: Operator) -> str:
     """Operators that one predictor can describe: `conv.dense`, `conv.depthwise`, `conv.grouped`, `gemm`,
     `pool.<function>`, `pool.average.whole`, `elementwise.<function>`, `boundary.<function>`, `node.<type>`, the last
-    with what makes a node of a type another kernel: `node.Add.scalar`, `node.ReduceMean.rows`,
-    `node.Resize.linear.last` (channels last)."""
+    with what makes a node of a type another kernel: `node.Add.scalar`, `node.ReduceMean.rows`, `node.Softmax.turned`
+    (not over the last axis), `node.Resize.linear.last` (channels last)."""
     if isinstance(op, Conv):
         return f"conv.{'depthwise' if op.depthwise else 'grouped' if op.groups > 1 else 'dense'}"
     if isinstance(op, Gemm):
@@ -197,6 +197,8 @@ def _variant(op: Node) -> str:
         return f"to_{reads[1].values}" if reads[1].values in ("2", "3") else ""  # others all go through pow()
     if op.op_type == "Attention":
         return "" if op.domain else "alone"  # ONNX's, without a projection
+    if turned_softmax(op):
+        return "turned"
     if op.op_type in _REDUCTIONS:
         axes, shape = reduced_axes(op), reads[0].shape
         if not axes:

@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 
 from hwcost.errors import UnsupportedPrecisionError
 from hwcost.ops import (
+    BRANCHING,
     FLOAT,
     INT8,
     PLAIN,
@@ -44,8 +45,9 @@ _OLDEST_OPSET: Final = 7
 IR_VERSION: Final = 10
 _ACTIVATION_SCALE: Final = 0.05
 _WEIGHT_SCALE: Final = 0.004
-_CHANNEL_SPREAD, _RECTIFIED_MOST = 2.0, 8.0
-"""How far the means of channels lie apart, and where 8 bits end, in standard deviations of the elements of one."""
+_CHANNEL_SPREAD, _NOISE_SPREAD, _RECTIFIED_MOST = 2.0, 0.5, 8.0
+"""How far the means of channels lie apart, of images and of noise, and where 8 bits end, in standard deviations of the
+elements of one."""
 _MATMUL_BLOCK: Final = 32
 
 _BLOCKS: Final = (8, 16)
@@ -392,8 +394,11 @@ def _reorder(graph: _Graph, op: Boundary, block: int) -> Candidate:
 
 
 def _node(graph: _Graph, op: Node) -> Candidate:
-    """The node as it stands. Activations are positive numbers, indices 0, constants what their values say."""
+    """The node as it stands. Activations are positive numbers (of either sign where a kernel branches on it), indices
+    0, constants what their values say."""
     names = [_tensor(graph, TensorType.parse(text)) if text else "" for text in op.inputs]
+    if op.op_type in BRANCHING and names[0] in graph.feeds:
+        graph.feeds[names[0]] = _of_either_sign(graph.rng, graph.feeds[names[0]])
     attributes = json.loads(op.attributes)
     outputs = [f"y{place}" if text else "" for place, text in enumerate(op.outputs)]
     node = helper.make_node(op.op_type, names, outputs, name="n0", domain=op.domain, **attributes)
@@ -410,6 +415,14 @@ def _rectified(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     values = np.maximum(centre + rng.standard_normal(shape, dtype=np.float32), 0)
     scaled: Array = np.minimum(np.round(values * (127 / _RECTIFIED_MOST)), 127)
     return scaled
+
+
+def _of_either_sign(rng: np.random.Generator, like: Array) -> Array:
+    """What a network makes of noise, or where that is above 0: hardly anything foretells a number's sign, but that one
+    channel (second axis) lies a little higher than another."""
+    centre = _NOISE_SPREAD * rng.standard_normal((1, *like.shape[1:2], *(1 for _ in like.shape[2:])), dtype=np.float32)
+    noise = rng.standard_normal(like.shape, dtype=np.float32) + centre.reshape(centre.shape[: like.ndim])
+    return noise > 0 if like.dtype == np.bool_ else noise.astype(like.dtype)
 
 
 def _tensor(graph: _Graph, tensor: TensorType) -> str:

@@ -210,9 +210,10 @@ def _conv(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
     attributes = _attributes(node)
     quantised = node.op_type == "QLinearConv"
     precision = graph.int8(node.input[0], node.input[3]) if quantised else graph.precision(node.input[0])
-    if not quantised and node.input[1] not in graph.initializers and not graph.portable:
-        precision = PLAIN
     activation = _activation(attributes)
+    line = len(graph.tensor(node.input[0]).shape) == 3  # the runtime blocks nothing but images
+    if not quantised and (line or node.input[1] not in graph.initializers) and not graph.portable:
+        precision = PLAIN
     residual = not quantised and len(node.input) > 3 and bool(node.input[3])
     origin = graph.origin(node)
     if isinstance(origin, Conv):
@@ -371,6 +372,8 @@ def _described(graph: Graph, op_type: str, name: str) -> str:
     if tensor.dtype not in _DESCRIBED:
         raise _Unmapped
     constant = graph.initializers.get(name)
+    if constant is not None and not tensor.elements:
+        return ""  # an empty region, empty scales: as good as not given
     values = ""
     decides = tensor.dtype in ("int64", "int32") or op_type in _DECIDED_BY_VALUES
     if constant is not None and decides and 0 < tensor.elements <= _MOST_VALUES:

@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -359,6 +359,10 @@ def _tensors(texts: tuple[str, ...]) -> tuple[TensorType, ...]:
     return tuple(TensorType.parse(text) for text in texts if text)
 
 
+BRANCHING: Final = ("PRelu", "Where")
+"""Types of nodes that take one way or another by every element of what they read first."""
+
+
 @dataclass(frozen=True)
 class Node(_Weightless):
     """Any other node of a graph, exactly as the runtime executes it.
@@ -407,7 +411,10 @@ class Node(_Weightless):
             queries, second = self.reads[:2]
             projected = 0 if not second.constant else queries.elements * second.shape[-1]  # of [width, 3 width]
             return projected + 2 * queries.elements * (queries if second.constant else second).shape[-2]
-        if self.op_type in ("LSTM", "GRU", "RNN"):  # [steps, batch, inputs], [ways, gates, inputs], [..., hidden]
+        if self.op_type == "ConvInteger":
+            return self.output_elements * math.prod(self.reads[1].shape[1:])
+        # [steps, batch, inputs], [ways, gates, inputs], [ways, gates, hidden]; with 8-bit weights, gates are last
+        if self.op_type in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"):
             return self.reads[0].elements // self.reads[0].shape[-1] * sum(t.elements for t in self.reads[1:3])
         return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from hwcost.ops import Boundary, Conv, Gemm, Node, Operator, Pool, TensorType
+from hwcost.ops import BRANCHING, Boundary, Conv, Gemm, Node, Operator, Pool, TensorType
 
 ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeats", "other")
 """How data moves. A transpose: as a copy, with one axis of elements moved in or out, in blocks, or by indices
@@ -264,6 +264,11 @@ def _node_sizes(op: Node) -> dict[str, int]:
     if op.op_type == "QLinearConcat":
         scaled = zip(op.inputs[2::3], op.inputs[3::3], strict=True)
         own["mapped"] = sum(TensorType.parse(x).elements for x, scale in scaled if not scale.endswith(":1"))
+    if op.op_type in BRANCHING:
+        own["branches"] = written.elements
+    if turned := turned_softmax(op):
+        planes, rows, columns = turned
+        own |= {"run": rows, "block": 1, "planes": planes, "rows": rows, "columns": columns}
     if "Pool" in op.op_type and len(kernel) == 2 and len(written.shape) == 4:
         strides, pads = attributes.get("strides", (1, 1)), attributes.get("pads", (0, 0, 0, 0))
         own |= {
@@ -297,6 +302,19 @@ def _node_sizes(op: Node) -> dict[str, int]:
     return own
 
 
+def turned_softmax(op: Node) -> tuple[int, int, int] | None:
+    """Sizes before, along and behind the axis of a softmax, where the runtime turns that axis inwards and back again;
+    None where it need not. Until ONNX's version 13 a softmax went over all axes from its own on."""
+    if op.op_type not in _SOFTMAXES:
+        return None
+    attributes, shape = json.loads(op.attributes), op.reads[0].shape
+    place = attributes.get("axis", -1) % max(len(shape), 1)
+    behind = math.prod(shape[place + 1 :])
+    if attributes.get("opset", op.version) < _SOFTMAX_OF_ONE_AXIS or behind == 1:
+        return None
+    return math.prod(shape[:place]), shape[place], behind
+
+
 def reduced_axes(op: Node) -> tuple[int, ...]:
     """The axes that a reduction goes over, rising; empty where it does not say: all."""
     reads = op.reads
@@ -305,6 +323,8 @@ def reduced_axes(op: Node) -> tuple[int, ...]:
     return tuple(sorted(int(float(axis)) % max(rank, 1) for axis in given if axis != ""))
 
 
+_SOFTMAXES = ("Softmax", "LogSoftmax", "QLinearSoftmax")
+_SOFTMAX_OF_ONE_AXIS = 13
 _COPYING = {"Slice", "Pad", "Split", "Gather", "Expand", "DepthToSpace", "SpaceToDepth"}
 _INTERPOLATING = {"linear", "cubic"}
 

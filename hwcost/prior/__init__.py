@@ -22,10 +22,11 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "depthwise convolution": (70, kernels.depthwise),
     "grouped convolution": (50, kernels.grouped),
     "residual convolution": (40, kernels.residual),
+    "convolution of a line": (36, kernels.line),
     "scaling": (14, kernels.scaling),
     "excitation": (24, kernels.excitation),
     "product of one row": (24, kernels.classifier),
-    "large product of one row": (6, kernels.large_classifier),
+    "large product": (12, kernels.large_classifier),
     "product of more rows": (36, kernels.product),
     "to channels last": (24, kernels.to_channels_last),
     "to channels first": (24, kernels.to_channels_first),
@@ -48,8 +49,8 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
         for op_type, version, domain, settings in nodes.UNARY
     },
     "Pow": (10, nodes.power),
-    "PRelu": (10, nodes.prelu),
-    "softmax": (36, nodes.softmax),
+    "PRelu": (14, nodes.prelu),
+    "softmax": (50, nodes.softmax),
     "layer norm": (36, nodes.norm),
     "batch norm": (14, nodes.batch_norm),
     "instance norm": (10, nodes.instance_norm),
@@ -74,7 +75,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "Expand": (8, nodes.expand),
     "Where": (8, nodes.where),
     "depth and space": (10, nodes.space),
-    "recurrent": (22, nodes.recurrent),
-    "dynamic quantisation": (18, nodes.dynamic),
+    "recurrent": (56, nodes.recurrent),
+    "dynamic quantisation": (36, nodes.dynamic),
 }
 """The share of each family in a sample, and how it draws an operator."""

@@ -12,7 +12,7 @@ Draw = Callable[[np.random.Generator], Operator]
 Shape = tuple[int, ...]
 _Picked = TypeVar("_Picked")
 
-IMAGES: Final = (8, 16, 28, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+IMAGES: Final = (8, 16, 28, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 416, 640)
 CLASSES: Final = (2, 10, 35, 100, 200, 1000)
 FOLDED: Final[tuple[ActivationName, ...]] = ("none", "relu", "clip")
 CHANNELS_LAST: Final = (0, 2, 3, 1)

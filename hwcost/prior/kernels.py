@@ -71,6 +71,22 @@ def dense(rng: np.random.Generator) -> Operator:
     return _convolution(rng, taken, made, window, stride)
 
 
+def line(rng: np.random.Generator) -> Operator:
+    """Of sound, of a sensor, of text: one axis, the first layer with a long window and stride."""
+    activation = pick(rng, FOLDED)
+    if rng.random() < 0.2:
+        length, kernel = pick(rng, (400, 640, 832, 1000, 4000, 16000)), pick(rng, (16, 40, 64, 80, 128, 256))
+        stride = pick(rng, (kernel // 4, kernel // 2))
+        return Conv(pick(rng, (1, 1, 2, 3)), draw_width(rng, 258), 1, length, (1, kernel), (1, stride))
+    length, stride = pick(rng, (1, 4, 8, 16, 25, 49, 64, 80, 100, 128, 250, 500, 1000)), pick(rng, (1, 1, 1, 2))
+    kernel = pick(rng, (1, 3, 3, 3, 5, 7, 9, 15, 25))
+    taken, made, pad = draw_width(rng, 512), draw_width(rng, 512), kernel // 2
+    groups = 1
+    if rng.random() < 0.25:
+        made = groups = taken
+    return Conv(taken, made, 1, length, (1, kernel), (1, stride), (0, pad, 0, pad), (1, 1), groups, activation)
+
+
 def residual(rng: np.random.Generator) -> Operator:
     """The last convolution of a residual block, with what it is added to."""
     height, width = draw_sides(rng)
@@ -116,7 +132,10 @@ def excitation(rng: np.random.Generator) -> Operator:
 
 
 def large_classifier(rng: np.random.Generator) -> Operator:
-    """Weights that no cache holds (AlexNet, VGG)."""
+    """Weights that no cache holds: before the last layers (AlexNet, VGG), or of as many letters as there are, for
+    every place of a line (recognisers of text)."""
+    if rng.random() < 0.5:
+        return Gemm(pick(rng, (12, 20, 40, 80)), draw_width(rng, 1024), pick(rng, (6625, 8210, 18385)))
     return Gemm(1, pick(rng, (4096, 6400, 9216, 12544, 18432, 25088)), pick(rng, (1000, 2048, 4096)))
 
 

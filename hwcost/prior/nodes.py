@@ -131,24 +131,35 @@ def power(rng: np.random.Generator) -> Operator:
 
 
 def prelu(rng: np.random.Generator) -> Operator:
-    shape = draw_map(rng)
-    return _node("PRelu", [_f(shape), _c((shape[1], 1, 1))], [_f(shape)], 16)
+    shape: Shape = draw_map(rng)
+    slopes: Shape = (shape[1], 1, 1)
+    if rng.random() < 0.3:  # between quantised convolutions
+        shape, slopes = channels_last(shape), (1, 1, 1, shape[1])
+    return _node("PRelu", [_f(shape), _c(slopes)], [_f(shape)], 16)
 
 
 def softmax(rng: np.random.Generator) -> Operator:
+    """Over classes, or tokens; or over an axis that is not the last: the classes of every pixel, the bins of a box."""
     kind = rng.random()
-    if kind < 0.4:
+    axis = -1
+    if kind < 0.25:
         shape: Shape = (1, pick(rng, (*CLASSES, draw_width(rng))))
-    elif kind < 0.85:
+    elif kind < 0.35:
+        shape = (1, draw_tokens(rng)[1], pick(rng, (97, 438, 6625, 18385)))
+    elif kind < 0.6:
         tokens = draw_tokens(rng)[1]
         shape = (1, pick(rng, HEADS), tokens, tokens)
-    else:
+    elif kind < 0.7:
         shape = (1, *draw_tokens(rng)[1:])
+    elif kind < 0.85:
+        shape, axis = (1, pick(rng, (2, 10, 19, 21, 150)), *draw_map(rng, smallest=2)[2:]), 1
+    else:
+        shape, axis = (1, 16, 4, pick(rng, (100, 525, 1344, 2100, 3549, 8400))), 1
+    axis %= len(shape)
     if rng.random() < 0.3:
-        settings = {"opset": 13, "axis": len(shape) - 1}
-        return _microsoft("QLinearSoftmax", [_u(shape), *_SCALE, *_SCALE], [_u(shape)], **settings)
+        return _microsoft("QLinearSoftmax", [_u(shape), *_SCALE, *_SCALE], [_u(shape)], opset=13, axis=axis)
     op_type = "LogSoftmax" if rng.random() < 0.25 else "Softmax"
-    return _node(op_type, [_f(shape)], [_f(shape)], axis=len(shape) - 1)
+    return _node(op_type, [_f(shape)], [_f(shape)], axis=axis)
 
 
 def norm(rng: np.random.Generator) -> Operator:
@@ -367,24 +378,42 @@ def space(rng: np.random.Generator) -> Operator:
 
 
 def recurrent(rng: np.random.Generator) -> Operator:
-    op_type, gates = pick(rng, (("LSTM", 4), ("LSTM", 4), ("GRU", 3), ("GRU", 3), ("RNN", 1)))
-    steps, taken, hidden = pick(rng, (1, 8, 24, 40, 80)), draw_width(rng, 512), pick(rng, (32, 48, 64, 96, 128, 256))
-    ways = pick(rng, (1, 2))
+    """With float weights or 8-bit ones; often more of them than the second cache holds."""
+    op_type, gates = pick(rng, (("LSTM", 4),) * 4 + (("GRU", 3),) * 3 + (("RNN", 1),))
+    steps, taken = pick(rng, (1, 8, 20, 24, 40, 80)), draw_width(rng, 512)
+    hidden, ways = pick(rng, (32, 48, 64, 96, 128, 192, 256, 384, 512)), pick(rng, (1, 2))
     inputs = [_f((steps, 1, taken)), _c((ways, gates * hidden, taken)), _c((ways, gates * hidden, hidden))]
     inputs.append(_c((ways, 2 * gates * hidden)))
     settings: dict[str, Any] = {"hidden_size": hidden, "direction": "bidirectional" if ways == 2 else "forward"}
+    if op_type == "LSTM" and rng.random() < 0.3:
+        turned = [_c((ways, size, gates * hidden), "int8") for size in (taken, hidden)]
+        scales = [_c((ways,)), _c((ways,), "int8")] * 2
+        inputs = [inputs[0], *turned, inputs[3], "", "", "", "", *scales]
+        return _microsoft("DynamicQuantizeLSTM", inputs, [_f((steps, ways, 1, hidden))], **settings)
     return _node(op_type, inputs, [_f((steps, ways, 1, hidden))], 14, **settings)
 
 
 def dynamic(rng: np.random.Generator) -> Operator:
-    """What dynamic quantisation leaves: the range of an activation, and a product with 8-bit weights."""
+    """What dynamic quantisation leaves: the range of an activation, a product or a convolution with 8-bit weights."""
+    kind, weights = rng.random(), pick(rng, ("int8", "uint8"))
+    image = draw_map(rng, smallest=3)
+    if kind < 0.35:
+        channels, made, kernel = image[1], draw_width(rng, 512), pick(rng, (1, 3, 3))
+        stride = pick(rng, (1, 1, 2))
+        window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
+        sides = [(size + 2 * (kernel // 2) - kernel) // stride + 1 for size in image[2:]]
+        zeros = [str(TensorType("uint8", ())), _c((), weights)]
+        inputs = [_u(image), _c((made, channels, kernel, kernel), weights), *zeros]
+        settings: dict[str, Any] = {**window, "dilations": [1, 1], "group": 1}
+        return _node("ConvInteger", inputs, [str(TensorType("int32", (1, made, *sides)))], 10, **settings)
     _, tokens, width = draw_tokens(rng)
     tokens = pick(rng, (1, tokens))
-    shape, made = (1, tokens, width), draw_width(rng, 1024)
-    if rng.random() < 0.4:
+    shape, made = (1, tokens, width), draw_width(rng, pick(rng, (1024, 1024, 8192)))
+    if kind < 0.6:
         scale = [str(TensorType("float32", ())), str(TensorType("uint8", ()))]
-        return _node("DynamicQuantizeLinear", [_f(shape)], [_u(shape), *scale], 11)
-    inputs = [_f(shape), _c((width, made), "int8"), _c(()), _c((), "int8"), _c((made,))]
+        read: Shape = image if rng.random() < 0.5 else shape
+        return _node("DynamicQuantizeLinear", [_f(read)], [_u(read), *scale], 11)
+    inputs = [_f(shape), _c((width, made), weights), _c(()), _c((), weights), _c((made,))]
     return _microsoft("DynamicQuantizeMatMul", inputs, [_f((1, tokens, made))])
 
 

@@ -106,6 +106,14 @@ def test_a_node_is_described_along_the_axis_that_it_works_on() -> None:
     softmax = Node("Softmax", ("float32[4,10,32]",), ("float32[4,10,32]",), '{"axis":-1}')
     assert _row(softmax, FLOAT)["log_run"] == pytest.approx(math.log(32))
     assert _row(softmax, FLOAT)["log_runs"] == pytest.approx(math.log(40))
+    bins = ("float32[2,16,4,50]",)
+    turned = Node("Softmax", bins, bins, '{"axis":1}', version=13)
+    assert family(turned) == "node.Softmax.turned" and _row(turned, FLOAT)["log_run"] == pytest.approx(math.log(16))
+    assert _row(turned, FLOAT)["log_planes"] == pytest.approx(math.log(2))
+    at_once = Node("Softmax", bins, bins, '{"axis":1}', version=11)  # over all that follows, as versions before 13 do
+    assert family(at_once) == "node.Softmax" and _row(at_once, FLOAT)["log_run"] == pytest.approx(math.log(3200))
+    last = Node("Softmax", ("float32[2,16,4,1]",), ("float32[2,16,4,1]",), '{"axis":2}', version=13)
+    assert family(last) == "node.Softmax"
     concat = Node("Concat", ("float32[1,8,5,5]", "float32[1,4,5,5]"), ("float32[1,12,5,5]",), '{"axis":1}')
     assert _row(concat, FLOAT)["log_run"] == pytest.approx(math.log(300))
     scaled = Node("Mul", ("float32[1,8,5,5]", "float32[1,8,1,1]"), ("float32[1,8,5,5]",))

@@ -159,6 +159,15 @@ def test_a_function_without_int8_kernel_says_that_it_is_not_native() -> None:
     assert "float kernel" in candidate.note
 
 
+def test_a_kernel_that_branches_on_signs_reads_both_in_no_order() -> None:
+    shape = "float32[1,4,30,30]"
+    for op in (Node("PRelu", (shape, "=float32[4,1,1]"), (shape,), version=16), Node("Relu", (shape,), (shape,))):
+        (candidate,) = candidates(op, FLOAT, "u8s8", np.random.default_rng(0))
+        above = (candidate.feeds["x0"] > 0).reshape(-1)
+        changes = float(np.mean(above[1:] != above[:-1]))
+        assert 0.45 < changes < 0.55 if op.op_type == "PRelu" else changes == 0
+
+
 def test_the_same_seed_gives_the_same_bytes() -> None:
     op = Conv.square(8, 12, 6, 3)
     first, second, other = (_first(op, INT8, seed).model.SerializeToString() for seed in (1, 1, 2))

@@ -14,7 +14,7 @@ from hwcost.graph import candidates
 from hwcost.kernels import executed_kernel
 from hwcost.model import Layout, ModelLayers, read_model
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
-from hwcost.runtime import Here
+from hwcost.runtime import Given, Here
 from hwcost.space import Layer
 
 MAP = "float32[1,6,8,8]"
@@ -67,10 +67,10 @@ def int8_convolution(build: Builder, x: str, kind: type[np.integer]) -> str:
     return dequantised(build, quantised(build, y))
 
 
-def upsample(build: Builder) -> str:
+def upsample(build: Builder, region: str = "") -> str:
     scales = build.constant(np.array([1, 1, 2, 2], np.float32))
     settings = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return build.node("Resize", "x", "", scales, **settings)
+    return build.node("Resize", "x", region, scales, **settings)
 
 
 def layer_norm(build: Builder) -> str:
@@ -151,6 +151,11 @@ CASES: dict[str, tuple[Build, tuple[int, ...], tuple[tuple[str, tuple[str, ...],
         (1, 6, 8, 8),
         (("Resize", (MAP, "", "=float32[4]:1,1,2,2"), ("float32[1,6,16,16]",)),),
     ),
+    "upsampling with an empty region": (
+        lambda build: upsample(build, build.constant(np.zeros(0, np.float32))),
+        (1, 6, 8, 8),
+        (("Resize", (MAP, "", "=float32[4]:1,1,2,2"), ("float32[1,6,16,16]",)),),
+    ),
     "a power": (
         lambda build: build.node("Pow", "x", build.constant(np.float32(3))),
         (1, 10),
@@ -216,6 +221,17 @@ def test_weights_that_are_dequantised_in_every_run_make_a_plain_convolution(tmp_
     assert layers(read(tmp_path, build, (1, 16, 8, 8))) == [dequantise, (Conv.square(16, 16, 8, 3), PLAIN)]
     # Of a device that is not here nothing is known but the network's own words.
     assert layers(read(tmp_path, build, (1, 16, 8, 8), "portable"))[-1] == (Conv.square(16, 16, 8, 3), FLOAT)
+
+
+def test_a_convolution_of_a_line_is_not_blocked(tmp_path: Path) -> None:
+    def build(build: Builder) -> str:
+        return build.node("Conv", "x", build.constant(build.weights(32, 16, 3)), kernel_shape=[3], pads=[1, 1])
+
+    conv = Conv(16, 32, 1, 50, (1, 3), pads=(0, 1, 0, 1))
+    assert layers(read(tmp_path, build, (1, 16, 50))) == [(conv, PLAIN)]
+    assert layers(read(tmp_path, build, (1, 16, 50), "portable")) == [(conv, FLOAT)]
+    Here().optimised(Given((tmp_path / "m.onnx").read_bytes()), tmp_path / "executed.onnx")
+    assert [node.op_type for node in onnx.load(tmp_path / "executed.onnx").graph.node] == ["Conv"]
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8], ids=["s8", "u8"])

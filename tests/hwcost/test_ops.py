@@ -166,6 +166,10 @@ def test_products_among_nodes_know_their_multiply_accumulates_as_torch_does() ->
     gates, hidden = lstm.weight_ih_l0.numel(), lstm.weight_hh_l0.numel()
     inputs = ("float32[9,1,10]", "=float32[1,24,10]", "=float32[1,24,6]", "=float32[1,48]")
     assert Node("LSTM", inputs, ("float32[9,1,1,6]",)).macs == 9 * (gates + hidden)
+    inputs = ("float32[9,1,10]", "=int8[1,10,24]", "=int8[1,6,24]", "=float32[1,48]")
+    assert Node("DynamicQuantizeLSTM", inputs, ("float32[9,1,1,6]",)).macs == 9 * (gates + hidden)
+    integers = Node("ConvInteger", ("uint8[1,6,5,8]", "=int8[4,6,3,3]"), ("int32[1,4,5,8]",))
+    assert integers.macs == Conv(6, 4, 5, 8, (3, 3), pads=(1, 1, 1, 1)).macs
     assert Node("Softmax", ("float32[1,10]",), ("float32[1,10]",)).macs == 0
 
 

@@ -53,11 +53,13 @@ def test_families_are_what_they_are_called() -> None:
     assert all(isinstance(op, Conv) and op.residual for op in drawn("residual convolution"))
     assert all(isinstance(op, Conv) and op.depthwise and op.kernel == (1, 1) for op in drawn("scaling"))
     assert all(isinstance(op, Conv) and (op.height, op.width) == (1, 1) for op in drawn("excitation"))
+    assert all(isinstance(op, Conv) and op.height == op.kernel[0] == 1 for op in drawn("convolution of a line"))
     assert all(isinstance(op, Gemm) and op.m == 1 for op in drawn("product of one row"))
     assert all(isinstance(op, Gemm) and op.m > 1 for op in drawn("product of more rows"))
     assert all(isinstance(op, Boundary) and op.permutation == (0, 2, 3, 1) for op in drawn("to channels last"))
     softmax = {op.op_type for op in drawn("softmax") if isinstance(op, Node)}
     assert softmax == {"Softmax", "LogSoftmax", "QLinearSoftmax"}
+    assert {family(op) for op in drawn("softmax") if isinstance(op, Node)} >= {"node.Softmax", "node.Softmax.turned"}
 
 
 def test_what_exporters_write_and_the_runtime_fuses_is_drawn() -> None:
@@ -74,12 +76,13 @@ def test_what_exporters_write_and_the_runtime_fuses_is_drawn() -> None:
     layer_norms = {"LayerNormalization", "SimplifiedLayerNormalization"}
     norms = layer_norms | {"BatchNormalization", "InstanceNormalization", "LRN", "RMSNormalization"}
     fused = {f"Skip{name}" for name in layer_norms} | {"Attention", "FusedMatMul"}
+    dynamic = {"ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"}
     kinds = ("L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
     reductions = {f"Reduce{kind}" for kind in kinds}
     choices = {"ArgMax", "Cast", "Equal", "Greater", "Less", "Max", "Min", "Not", "Where", "TopK"}
     moves = {"Concat", "Expand", "Gather", "GridSample", "Pad", "Resize", "Slice", "Split", "Tile"}
     others = {"Ceil", "Cos", "CumSum", "Floor", "GRU", "LSTM", "LogSoftmax", "RNN", "Round", "Sign", "Sin", "Softmax"}
-    wanted = activations | norms | fused | reductions | choices | moves | others
+    wanted = activations | norms | fused | dynamic | reductions | choices | moves | others
     assert wanted <= found, wanted - found
 
 

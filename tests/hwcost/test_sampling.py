@@ -67,7 +67,7 @@ def test_a_smaller_sample_is_the_beginning_of_a_larger_one_and_as_broad() -> Non
     sample = prior_operators(7)
     for count in (0, 40, len(sample) + 100):
         assert prior_operators(7, count)[: len(sample)] == sample[:count]
-    assert {op.kind for op in prior_operators(7, 80)} == {"conv", "gemm", "pool", "elementwise", "boundary", "node"}
+    assert {op.kind for op in prior_operators(7, 90)} == {"conv", "gemm", "pool", "elementwise", "boundary", "node"}
 
 
 def test_the_default_profile_holds_the_search_spaces_of_its_images() -> None:
@@ -112,6 +112,9 @@ def test_the_emulated_profile_that_ships_knows_every_kind_of_operator_but_those_
     assert all(form in found[name] for name, wanted in forms.items() for form in wanted)
 
 
-def test_an_endless_sample_is_an_error() -> None:
-    with pytest.raises(InvalidSpaceError, match=r"holds as many as its families have, got a wish for 1000000"):
-        prior_operators(0, 1_000_000)
+def test_a_sample_larger_than_what_its_families_hold_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"few": (1, lambda rng: Gemm(1, int(rng.integers(1, 9)), 8))}
+    monkeypatch.setattr("hwcost.sampling.FAMILIES", few)
+    assert {op.channels for op in prior_operators(0, 8)} == {8}
+    with pytest.raises(InvalidSpaceError, match=r"holds as many as its families have, got a wish for 9"):
+        prior_operators(0, 9)
