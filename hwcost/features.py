@@ -182,7 +182,7 @@ def family(op: Operator) -> str:
 
 _REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceSum")
 """Common enough that each way through a tensor has predictors of its own."""
-_BROADCASTING = ("Add", "Mul", "Sub", "Div", "QLinearAdd", "QLinearMul")
+_BROADCASTING = ("Add", "Mul", "Sub", "Div", "PRelu", "QLinearAdd", "QLinearMul")
 
 
 @lru_cache(maxsize=65536)

@@ -38,7 +38,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "concatenation": (56, nodes.concat),
     **{f"{name} with broadcast": (44, partial(nodes.broadcast, name)) for name in ("Add", "Mul")},
     **{f"{name} with broadcast": (24, partial(nodes.broadcast, name)) for name in ("Sub", "Div")},
-    **{f"{name} with broadcast": (40, partial(nodes.int8_broadcast, name)) for name in ("QLinearAdd", "QLinearMul")},
+    **{f"{name} with broadcast": (56, partial(nodes.int8_broadcast, name)) for name in ("QLinearAdd", "QLinearMul")},
     "Div": (10, partial(nodes.same_size, "Div")),
     "Sum": (12, nodes.summation),
     **{name: (8, partial(nodes.extreme, name)) for name in ("Max", "Min")},
@@ -49,7 +49,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
         for op_type, version, domain, settings in nodes.UNARY
     },
     "Pow": (10, nodes.power),
-    "PRelu": (14, nodes.prelu),
+    "PRelu": (24, nodes.prelu),
     "softmax": (50, nodes.softmax),
     "layer norm": (36, nodes.norm),
     "batch norm": (14, nodes.batch_norm),
@@ -76,6 +76,6 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "Where": (8, nodes.where),
     "depth and space": (10, nodes.space),
     "recurrent": (56, nodes.recurrent),
-    "dynamic quantisation": (36, nodes.dynamic),
+    "dynamic quantisation": (60, nodes.dynamic),
 }
 """The share of each family in a sample, and how it draws an operator."""

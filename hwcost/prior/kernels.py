@@ -72,19 +72,26 @@ def dense(rng: np.random.Generator) -> Operator:
 
 
 def line(rng: np.random.Generator) -> Operator:
-    """Of sound, of a sensor, of text: one axis, the first layer with a long window and stride."""
-    activation = pick(rng, FOLDED)
+    """Of sound, of a sensor, of text: one axis, the width or the height; the first layer with a long window and
+    stride."""
+    upright, activation = rng.random() < 0.3, pick(rng, FOLDED)
+
+    def along(size: int, other: int) -> tuple[int, int]:
+        return (size, other) if upright else (other, size)
+
     if rng.random() < 0.2:
         length, kernel = pick(rng, (400, 640, 832, 1000, 4000, 16000)), pick(rng, (16, 40, 64, 80, 128, 256))
-        stride = pick(rng, (kernel // 4, kernel // 2))
-        return Conv(pick(rng, (1, 1, 2, 3)), draw_width(rng, 258), 1, length, (1, kernel), (1, stride))
-    length, stride = pick(rng, (1, 4, 8, 16, 25, 49, 64, 80, 100, 128, 250, 500, 1000)), pick(rng, (1, 1, 1, 2))
-    kernel = pick(rng, (1, 3, 3, 3, 5, 7, 9, 15, 25))
-    taken, made, pad = draw_width(rng, 512), draw_width(rng, 512), kernel // 2
-    groups = 1
+        window, stride = along(kernel, 1), along(pick(rng, (kernel // 4, kernel // 2)), 1)
+        return Conv(pick(rng, (1, 1, 2, 3)), draw_width(rng, 258), *along(length, 1), window, stride)
+    length, kernel = (
+        pick(rng, (1, 4, 8, 16, 25, 49, 64, 80, 100, 128, 250, 500, 1000)),
+        pick(rng, (1, 3, 3, 5, 7, 9, 25)),
+    )
+    taken, made, pads = draw_width(rng, 512), draw_width(rng, 512), along(kernel // 2, 0)
+    groups, stride = 1, along(pick(rng, (1, 1, 1, 2)), 1)
     if rng.random() < 0.25:
         made = groups = taken
-    return Conv(taken, made, 1, length, (1, kernel), (1, stride), (0, pad, 0, pad), (1, 1), groups, activation)
+    return Conv(taken, made, *along(length, 1), along(kernel, 1), stride, (*pads, *pads), (1, 1), groups, activation)
 
 
 def residual(rng: np.random.Generator) -> Operator:

@@ -233,20 +233,21 @@ def tile(rng: np.random.Generator) -> Operator:
 
 
 def resize(rng: np.random.Generator) -> Operator:
-    tensor, shape = _either(rng), draw_map(rng, smallest=2)
-    out = (*shape[:2], 2 * shape[2], 2 * shape[3])
+    tensor, shape, times = _either(rng), draw_map(rng, smallest=2), pick(rng, (2, 2, 2, 2, 4, 8))
+    out = (*shape[:2], times * shape[2], times * shape[3])
     if rng.random() < 0.1:
         cubic: dict[str, Any] = {
             "mode": "cubic",
             "coordinate_transformation_mode": "half_pixel",
             "cubic_coeff_a": -0.75,
         }
-        return _resize(_f(shape), _f(out), "1,1,2,2", cubic)
+        return _resize(_f(shape), _f(out), f"1,1,{times},{times}", cubic)
     mode, place = pick(rng, (("nearest", "asymmetric"), ("nearest", "asymmetric"), ("linear", "half_pixel")))
     settings: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": place, "nearest_mode": "floor"}
     if rng.random() < 0.4:  # between quantised convolutions
-        return _resize(tensor(channels_last(shape)), tensor(channels_last(out)), "1,2,2,1", settings)
-    return _resize(tensor(shape), tensor(out), "1,1,2,2", settings)
+        last = tensor(channels_last(shape)), tensor(channels_last(out))
+        return _resize(*last, f"1,{times},{times},1", settings)
+    return _resize(tensor(shape), tensor(out), f"1,1,{times},{times}", settings)
 
 
 def _resize(read: str, out: str, scales: str, settings: dict[str, Any]) -> Operator:
@@ -255,10 +256,10 @@ def _resize(read: str, out: str, scales: str, settings: dict[str, Any]) -> Opera
 
 def blocked_upsample(rng: np.random.Generator) -> Operator:
     shape = draw_map(rng, smallest=2)
-    shape = (1, -(-shape[1] // 16) * 16, *shape[2:])
-    out = (*shape[:2], 2 * shape[2], 2 * shape[3])
+    shape, times = (1, -(-shape[1] // 16) * 16, *shape[2:]), pick(rng, (2, 2, 2, 4, 8))
+    out = (*shape[:2], times * shape[2], times * shape[3])
     mode, place = pick(rng, (("nearest", "asymmetric"), ("linear", "half_pixel")))
-    settings: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": place, "scales": [1, 1, 2, 2]}
+    settings: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": place, "scales": [1, 1, times, times]}
     return _node("Upsample", [_f(shape)], [_f(out)], 1, "com.microsoft.nchwc", **settings)
 
 

@@ -78,7 +78,7 @@ def test_the_default_profile_holds_the_search_spaces_of_its_images() -> None:
 
 
 def test_a_spread_sample_begins_with_a_few_of_every_kind_as_far_apart_as_there_are() -> None:
-    sample, whole = spread_operators(7, 600, 1e7), prior_operators(7, None, 1e7)
+    sample, whole = spread_operators(7, 700, 1e7), prior_operators(7, None, 1e7)
     assert set(sample) < set(whole) == set(spread_operators(7, None, 1e7))
     assert sample[:50] == spread_operators(7, 50, 1e7)
     counts, all_counts = Counter(map(family, sample)), Counter(map(family, whole))
