@@ -55,6 +55,7 @@ _GENERAL = (
     "log_tensors",
     "log_run",
     "log_runs",
+    "log_run_rests",
     "log_innermost",
     "log_broadcast",
     "log_block_bytes",
@@ -96,7 +97,8 @@ cache, a logarithm between -3 and 3; `spilled` are the bytes where they do not. 
 kernel handles in one go (copies, normalises or reduces), `broadcast` how many outputs share the smallest input. `lost`
 are elements of a transpose whose cache lines are gone before the next elements of them are used: lines that lie a power
 of two apart share few places of a cache. `copied_blocks` are those moved by a call each, `forgotten_branches` more than
-a branch predictor remembers from one call to the next."""
+a branch predictor remembers from one call to the next. `run_rests` are elements beyond whole vectors, of nodes that
+take a small tensor again for every run of a large one."""
 
 SIZE_FEATURES = ("log_macs", "log_bytes", "log_input_elements", "log_output_elements", "log_weights", "log_reduction")
 """The columns that say how large an operator is: the fitted range, and what makes operators near-identical."""
@@ -146,6 +148,8 @@ RISING = (
 )
 """The columns of which more never takes less time while all others stay."""
 
+_VECTOR = 16
+"""Elements that a node's loop takes at once; what a run has beyond whole ones goes one by one."""
 _REMEMBERED = 50_000
 """Branches that a branch predictor remembers all of; of eight times as many it remembers none."""
 
@@ -348,6 +352,7 @@ def _general(
         "log_tensors": _log(s["tensors"]),
         "log_run": _log(s["run"]),
         "log_runs": _log(elements // np.maximum(s["run"], 1)),
+        "log_run_rests": _log(s["repeated"] * (elements // np.maximum(s["run"], 1)) * (s["run"] % _VECTOR)),
         "log_innermost": _log(np.where(s["width"] > 1, s["width"], s["in_channels"])),
         "log_broadcast": _log(s["output_elements"] // np.maximum(s["smallest"], 1)),
         "log_block_bytes": _log(s["block"] * activation_bits // 8),

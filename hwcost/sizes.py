@@ -60,9 +60,11 @@ SIZES = (
     "shape",
     "constant",
     "branches",
+    "repeated",
 )
 """Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
-window without weights; `branches`: on elements, taken or not by what these are; `route`: 1 + the index in `ROUTES`;
+window without weights; `branches`: on elements, taken or not by what these are; `repeated`: whether a smaller tensor
+is taken again for every run of a larger one; `route`: 1 + the index in `ROUTES`;
 bytes are 0 where the precision decides."""
 
 _NOTHING = {
@@ -77,7 +79,19 @@ _NOTHING = {
     "parameters",
     "macs",
 }
-_NOTHING |= {"branches", "read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route", "shape"}
+_NOTHING |= {
+    "branches",
+    "repeated",
+    "read_bytes",
+    "write_bytes",
+    "block",
+    "rows",
+    "columns",
+    "planes",
+    "scratch",
+    "route",
+    "shape",
+}
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
 
@@ -238,6 +252,7 @@ def _node_sizes(op: Node) -> dict[str, int]:
     own |= {
         "run": run or inside,
         "route": route,
+        "repeated": route == ROUTES.index("spans") + 1 and not op.op_type.startswith("Reduce"),
         "tensors": len(streams) + len(op.writes),
         "smallest": min(others, default=1),
         "input_elements": op.input_elements,

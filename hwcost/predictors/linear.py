@@ -132,6 +132,7 @@ _TERMS = (
     "log_output_elements",
     "log_window_elements",
     "log_runs",
+    "log_run_rests",
     "log_planes",
     "log_tap_positions",
     "log_row_calls",
