@@ -8,7 +8,7 @@ are copied. The widths that a draw favours are multiples of 8, as in most networ
 """
 
 from functools import partial
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from hwcost.ops import BoundaryFunction, ElementwiseFunction, PoolFunction
 from hwcost.prior import kernels, nodes
@@ -16,6 +16,32 @@ from hwcost.prior.draws import Draw as Draw
 
 _POOLS: Final[dict[PoolFunction, int]] = {"average": 64, "global_max": 16}
 """Shares of pools that are not the usual one: means take many ways, and maxima over a plane are rare."""
+
+_UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
+    ("Erf", 13, "", {}),
+    ("Exp", 13, "", {}),
+    ("Sqrt", 13, "", {}),
+    ("Reciprocal", 13, "", {}),
+    ("Abs", 13, "", {}),
+    ("Neg", 13, "", {}),
+    ("Log", 13, "", {}),
+    ("Elu", 6, "", {"alpha": 1.0}),
+    ("Softplus", 1, "", {}),
+    ("Gelu", 1, "com.microsoft", {}),
+    ("QuickGelu", 1, "com.microsoft", {"alpha": 1.0}),
+    ("Sin", 7, "", {}),
+    ("Cos", 7, "", {}),
+    ("Atan", 7, "", {}),
+    ("Floor", 13, "", {}),
+    ("Ceil", 13, "", {}),
+    ("Round", 11, "", {}),
+    ("Sign", 13, "", {}),
+    ("Selu", 6, "", {}),
+    ("Celu", 12, "", {"alpha": 1.0}),
+    ("Mish", 18, "", {}),
+    ("Softsign", 1, "", {}),
+)
+"""Functions of one tensor: type, version, domain, attributes."""
 
 FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "dense convolution": (220, kernels.dense),
@@ -46,7 +72,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "Cast": (16, nodes.cast),
     **{
         op_type: (7, partial(nodes.unary, op_type, version, domain, settings))
-        for op_type, version, domain, settings in nodes.UNARY
+        for op_type, version, domain, settings in _UNARY
     },
     "Pow": (10, nodes.power),
     "PRelu": (24, nodes.prelu),

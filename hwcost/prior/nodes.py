@@ -492,27 +492,3 @@ def biased_gelu(rng: np.random.Generator) -> Operator:
 
 
 RARE_REDUCTIONS: Final = ("ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMin", "ReduceProd", "ReduceSumSquare")
-UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
-    ("Erf", 13, "", {}),
-    ("Exp", 13, "", {}),
-    ("Sqrt", 13, "", {}),
-    ("Reciprocal", 13, "", {}),
-    ("Abs", 13, "", {}),
-    ("Neg", 13, "", {}),
-    ("Log", 13, "", {}),
-    ("Elu", 6, "", {"alpha": 1.0}),
-    ("Softplus", 1, "", {}),
-    ("Gelu", 1, "com.microsoft", {}),
-    ("QuickGelu", 1, "com.microsoft", {"alpha": 1.0}),
-    ("Sin", 7, "", {}),
-    ("Cos", 7, "", {}),
-    ("Atan", 7, "", {}),
-    ("Floor", 13, "", {}),
-    ("Ceil", 13, "", {}),
-    ("Round", 11, "", {}),
-    ("Sign", 13, "", {}),
-    ("Selu", 6, "", {}),
-    ("Celu", 12, "", {"alpha": 1.0}),
-    ("Mish", 18, "", {}),
-    ("Softsign", 1, "", {}),
-)
