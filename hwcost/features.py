@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hwcost.hardware import Hardware
 from hwcost.ops import Conv, Gemm, Node, Operator, Pool, Precision
 from hwcost.profiles import Int8Form, Machine
-from hwcost.sizes import ROUTES, SIZES, reduced_axes, sizes, turned_softmax
+from hwcost.sizes import ROUTES, SIZES, reduced_axes, sizes, sound, turned_softmax
 from hwcost.tiling import ALGORITHMS, WORK, Columns, convolution_work, product_work
 
 _GENERAL = (
@@ -178,7 +178,8 @@ def family(op: Operator) -> str:
     if isinstance(op, Gemm):
         return op.kind
     if isinstance(op, Node):
-        return ".".join(filter(None, ("node", op.op_type, _variant(op))))
+        with sound(op):
+            return ".".join(filter(None, ("node", op.op_type, _variant(op))))
     if isinstance(op, Pool) and op.function == "average" and (op.output_height, op.output_width) == (1, 1):
         return "pool.average.whole"  # a window like the plane sums up in one loop
     return f"{op.kind}.{op.function}"

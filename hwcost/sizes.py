@@ -5,10 +5,12 @@ Taken from each operator once and remembered; everything that `hwcost.features` 
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from hwcost.errors import InvalidOperatorError
 from hwcost.ops import BRANCHING, Boundary, Conv, Gemm, Node, Operator, Pool, TensorType
 
 ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeats", "other")
@@ -95,6 +97,17 @@ _NOTHING |= {
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
 
+@contextmanager
+def sound(op: Node) -> Iterator[None]:
+    """Raises `InvalidOperatorError` where a node lacks an input or an attribute of its type, or has another's."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InvalidOperatorError(
+            f"a node has the inputs and attributes of its type, got {op}: repair the file that it is of"
+        ) from error
+
+
 @lru_cache(maxsize=65536)
 def sizes(op: Operator) -> tuple[int, ...]:
     """`SIZES` of an operator, in order."""
@@ -114,7 +127,8 @@ def sizes(op: Operator) -> tuple[int, ...]:
     elif isinstance(op, Pool):
         own = _pool_sizes(op)
     elif isinstance(op, Node):
-        own = _node_sizes(op)
+        with sound(op):
+            own = _node_sizes(op)
     else:
         own = _tensor_sizes(op.shape)
         if isinstance(op, Boundary):

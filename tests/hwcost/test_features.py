@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hwcost.energy import ENERGY_LABEL, energy_j, mac_energy_j
+from hwcost.errors import InvalidOperatorError
 from hwcost.features import FEATURE_NAMES, column, family, feature_matrix
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision, bytes_moved
 from hwcost.sizes import ROUTES
@@ -100,6 +101,19 @@ def test_a_float_pool_of_whole_blocks_of_channels_is_told_from_any_other() -> No
     assert _row(blocked, FLOAT)["algorithm_depthwise"] and not _row(plain, FLOAT)["algorithm_depthwise"]
     assert _row(plain, INT8)["algorithm_depthwise"]
     assert _row(blocked, FLOAT)["log_tap_positions"] == pytest.approx(math.log(7 * 7 * 4))
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        Node("Resize", (), ("float32[1]",)),
+        Node("Softmax", ("float32[1,2]",), ("float32[1,2]",), '{"axis":"x"}', version=13),
+        Node("ConvInteger", ("uint8[1,2]",), ("int32[1]",)),
+    ],
+)
+def test_a_node_without_what_its_type_needs_is_refused_in_words(op: Node) -> None:
+    with pytest.raises(InvalidOperatorError, match=r"has the inputs and attributes of its type, got Node\("):
+        (family(op), _row(op, FLOAT))
 
 
 def test_a_node_is_described_along_the_axis_that_it_works_on() -> None:
