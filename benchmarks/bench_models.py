@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx
-from networks import held_out_networks
-from onnx import version_converter
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from networks import held_out_networks, quantisable
 from predictors import profiled
 from record import Benchmark
 
@@ -68,8 +66,6 @@ SHAPES: Final[dict[str, tuple[int, ...]]] = {
 }
 """Of the only input that a model leaves open, by the end of its path."""
 STYLES: Final = ("u8s8 per channel", "s8s8")
-_OPSET: Final = 13
-"""The first with scales for each channel."""
 
 
 def main() -> None:
@@ -174,14 +170,8 @@ def versions(path: Path, folder: Path, styles: Sequence[str], seed: int) -> list
         target = folder / f"{stem}.{style.split()[0]}.onnx"
         if not target.exists():
             try:
-                proto = file.proto
-                if {one.domain: one.version for one in proto.opset_import}.get("", _OPSET) < _OPSET:
-                    proto = version_converter.convert_version(proto, _OPSET)
                 with tempfile.TemporaryDirectory() as fresh:
-                    simple = Path(fresh, "simple.onnx")
-                    onnx.save(proto, Path(fresh, "given.onnx"))
-                    quant_pre_process(str(Path(fresh, "given.onnx")), str(simple), skip_symbolic_shape=True)
-                    onnx.save(quantised(onnx.load(simple), feeds, style), target)
+                    onnx.save(quantised(onnx.load(quantisable(file.proto, Path(fresh))), feeds, style), target)
             except Exception as error:  # noqa: BLE001 - the tool raises what it likes, and then there is no such model
                 note(f"{path.name} has no {style} version: {type(error).__name__}")
                 continue

@@ -180,19 +180,26 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
+def quantisable(model: onnx.ModelProto, folder: Path) -> Path:
+    """A file in this folder, the model prepared as the quantiser asks for: of an operator set that has scales for each
+    channel, shapes inferred, batch norms folded."""
+    newer, prepared = folder / "newer.onnx", folder / "prepared.onnx"
+    if {one.domain: one.version for one in model.opset_import}.get("", _QUANTISABLE_OPSET) < _QUANTISABLE_OPSET:
+        model = version_converter.convert_version(model, _QUANTISABLE_OPSET)
+    onnx.save(model, newer)
+    with _without_warnings():
+        quant_pre_process(newer, prepared, skip_symbolic_shape=True)
+    return prepared
+
+
 def _quantised(fp32: Path, source: _Source) -> bytes:
-    """The int8 model, by way of the preparation that the library asks for (shapes inferred, batch norm folded)."""
+    """The int8 model."""
     model = onnx.load(fp32)
     images = _Images(model, np.random.default_rng([*source.seed, 8]))
     with tempfile.TemporaryDirectory(dir=fp32.parent) as temporary:
-        newer, prepared, int8 = (Path(temporary) / f"{stage}.onnx" for stage in ("newer", "prepared", "int8"))
-        if model.opset_import[0].version < _QUANTISABLE_OPSET:
-            onnx.save(version_converter.convert_version(model, _QUANTISABLE_OPSET), newer)
-            fp32 = newer
+        prepared, int8 = quantisable(model, Path(temporary)), Path(temporary, "int8.onnx")
         with _without_warnings():
-            quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
-            options = INT8_STYLES[source.style]
-            quantize_static(prepared, int8, images, quant_format=QuantFormat.QDQ, **options)
+            quantize_static(prepared, int8, images, quant_format=QuantFormat.QDQ, **INT8_STYLES[source.style])
         return int8.read_bytes()
 
 

@@ -200,21 +200,17 @@ def models(document: dict[str, Any]) -> str:
     for name, group in document["groups"].items():
         shares = (group["median"], *(group[f"within_{most}"] for most in (5, 10, 20)), group["within_interval"])
         rows.append((name, str(group["models"]), str(group["without_price"]), *map(percent, shares)))
-    missed = sorted((one for one in document["models"] if abs(one["error"]) > 0.1), key=lambda one: -abs(one["error"]))
-    named = ", ".join(
-        f"{Path(one['model']).name} {one['style']} {signed(one['error'])}"
-        for one in missed
-        if not one["uncovered_share"]
-    )
+    missed = [one for one in document["models"] if abs(one["error"]) > 0.1 and not one["uncovered_share"]]
+    missed.sort(key=lambda one: -abs(one["error"]))
+    named = ", ".join(f"{Path(one['model']).name} {one['style']} {signed(one['error'])}" for one in missed)
     packages = {one["model"].split("/")[0] for one in document["models"]}
-    whole = [one for one in document["models"] if one["uncovered_share"] and one["style"] == "as published"]
     left = f" {len(document['left_out'])} were left out: what they need is not here." * bool(document["left_out"])
     return "\n\n".join(
         (
             f"{len({one['model'] for one in document['models']})} models from {len(packages)} public packages, as they "
             "are and as int8, predicted by one profile and checked after it. They showed which kernels a profile did "
             f"not know (docs/log.md), so they are not new any more.{left} Models with operators that have no price: "
-            f"{len(whole)}, counted and not judged.",
+            f"{document['groups']['as published']['without_price']}, counted and not judged.",
             table((*columns, "in its interval"), rows),
             f"Beyond 10 %: {named or 'none'}.",
             circumstances(document),

@@ -178,8 +178,7 @@ def family(op: Operator) -> str:
     if isinstance(op, Gemm):
         return op.kind
     if isinstance(op, Node):
-        with sound(op):
-            return ".".join(filter(None, ("node", op.op_type, _variant(op))))
+        return ".".join(filter(None, ("node", op.op_type, _variant(op))))
     if isinstance(op, Pool) and op.function == "average" and (op.output_height, op.output_width) == (1, 1):
         return "pool.average.whole"  # a window like the plane sums up in one loop
     return f"{op.kind}.{op.function}"
@@ -193,6 +192,11 @@ _BROADCASTING = ("Add", "Mul", "Sub", "Div", "PRelu", "QLinearAdd", "QLinearMul"
 @lru_cache(maxsize=65536)
 def _variant(op: Node) -> str:
     """What, besides its type, decides which loops a node runs; empty where nothing does."""
+    with sound(op):
+        return _loops(op)
+
+
+def _loops(op: Node) -> str:
     reads, out = op.reads, op.writes[0].shape
     if op.op_type in ("Resize", "Upsample"):
         shape = reads[0].shape

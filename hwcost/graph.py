@@ -407,12 +407,19 @@ def _node(graph: _Graph, op: Node) -> Candidate:
     return graph.candidate(outputs[0], rewritten=False, opset=_OPSET if op.domain else version)
 
 
+def _of_channels(rng: np.random.Generator, shape: tuple[int, ...], spread: float) -> Array:
+    """Normal numbers around the mean of their channel (second axis), which is normal too, so many times as wide."""
+    means = (1, *shape[1:2], *(1 for _ in shape[2:]))[: len(shape)]
+    centre = spread * rng.standard_normal(means, dtype=np.float32)
+    values: Array = centre + rng.standard_normal(shape, dtype=np.float32)
+    return values
+
+
 def _rectified(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Numbers 0 to 127 as a network's feature maps hold them behind a ReLU: half are 0, more of one channel (second
     axis) than of another. A kernel that branches on what it reads, as the 8-bit MaxPool, mispredicts less than on
     noise."""
-    centre = _CHANNEL_SPREAD * rng.standard_normal((1, shape[1], *(1 for _ in shape[2:])), dtype=np.float32)
-    values = np.maximum(centre + rng.standard_normal(shape, dtype=np.float32), 0)
+    values = np.maximum(_of_channels(rng, shape, _CHANNEL_SPREAD), 0)
     scaled: Array = np.minimum(np.round(values * (127 / _RECTIFIED_MOST)), 127)
     return scaled
 
@@ -420,8 +427,7 @@ def _rectified(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 def _of_either_sign(rng: np.random.Generator, like: Array) -> Array:
     """What a network makes of noise, or where that is above 0: hardly anything foretells a number's sign, but that one
     channel (second axis) lies a little higher than another."""
-    centre = _NOISE_SPREAD * rng.standard_normal((1, *like.shape[1:2], *(1 for _ in like.shape[2:])), dtype=np.float32)
-    noise = rng.standard_normal(like.shape, dtype=np.float32) + centre.reshape(centre.shape[: like.ndim])
+    noise = _of_channels(rng, like.shape, _NOISE_SPREAD)
     return noise > 0 if like.dtype == np.bool_ else noise.astype(like.dtype)
 
 

@@ -210,10 +210,10 @@ def _conv(graph: Graph, node: onnx.NodeProto) -> Iterator[Layer]:
     attributes = _attributes(node)
     quantised = node.op_type == "QLinearConv"
     precision = graph.int8(node.input[0], node.input[3]) if quantised else graph.precision(node.input[0])
-    activation = _activation(attributes)
     line = len(graph.tensor(node.input[0]).shape) == 3  # the runtime blocks nothing but images
     if not quantised and (line or node.input[1] not in graph.initializers) and not graph.portable:
         precision = PLAIN
+    activation = _activation(attributes)
     residual = not quantised and len(node.input) > 3 and bool(node.input[3])
     origin = graph.origin(node)
     if isinstance(origin, Conv):

@@ -70,28 +70,8 @@ is taken again for every run of a larger one; `route`: 1 + the index in `ROUTES`
 bytes are 0 where the precision decides."""
 
 _NOTHING = {
-    "pad_top",
-    "pad_left",
-    "padding",
-    "costly",
-    "mapped",
-    "clipped",
-    "residual",
-    "weights",
-    "parameters",
-    "macs",
-}
-_NOTHING |= {
-    "branches",
-    "repeated",
-    "read_bytes",
-    "write_bytes",
-    "block",
-    "rows",
-    "columns",
-    "planes",
-    "scratch",
-    "route",
+    *("pad_top", "pad_left", "padding", "costly", "mapped", "clipped", "residual", "weights", "parameters", "macs"),
+    *("branches", "repeated", "read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route"),
     "shape",
 }
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
