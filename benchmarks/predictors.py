@@ -2,13 +2,15 @@
 within 10 % for 99 % of them, and within 5 % for 90 %.
 
 The networks are those of `networks.py`: the onnx package's own and random ones of eighteen families, float and
-quantised. Each is run end to end, in passes that lie apart. The profile and the fit are fresh, made by the two commands
-that a user gives. In the strict reading every row of an operator that occurs in any of these networks is taken out
-before fitting, so that every kernel of every network is predicted; what the profile's own whole networks taught about
-composition stays. All predictors are judged on the same rows, and so are smaller profiles, by the share of operators.
-A random sample of the networks' kernels is timed too, after the networks: of those over 20 us 90 % are predicted within
-10 %. Every kernel of a network that is predicted more than 10 % wrong is timed as well: so its error is told apart,
-into those of its kernels by family, and what remains where every kernel is measured.
+quantised. The profile and the fit are fresh, made by the two commands that a user gives. Then each network is run end
+to end, in passes that lie apart. Among them kernels of the profile are timed again, as `hwcost check` does: what a
+network takes is told at the speed that the machine had when it was profiled, and as it ran. In the strict reading every
+row of an operator that occurs in any of these networks is taken out before fitting, so that every kernel of every
+network is predicted; what the profile's own whole networks taught about composition stays. All predictors are judged on
+the same rows, and so are smaller profiles, by the share of operators. A random sample of the networks' kernels is timed
+too, after the networks: of those over 20 us 90 % are predicted within 10 %. Every kernel of a network that is predicted
+more than 10 % wrong is timed as well: so its error is told apart, into those of its kernels by family, and what remains
+where every kernel is measured.
 
 What takes long is kept in --work and taken up again by the next run.
 """
@@ -42,12 +44,16 @@ from hwcost.pipe import Piped
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.pricing import CostModel
 from hwcost.profiles import Profile, Row, write_profile
-from hwcost.runtime import time_model
+from hwcost.runtime import Here, time_model
+from hwcost.speed import anchors, machine_speed, time_anchors
 
 BENCHMARK: Final = Benchmark("predictors", __doc__ or "")
 PASSES: Final = 6
+ANCHORED: Final = 12
+"""Networks between two timings of what tells the machine's speed."""
 TIMED_KERNELS: Final = 2000
 MISSED: Final = 0.1
+PROFILED: Final = "as profiled"
 STRICT: Final = "every kernel predicted"
 LARGE_S: Final = 20e-6
 Layer = tuple[Operator, Precision]
@@ -55,22 +61,33 @@ Layer = tuple[Operator, Precision]
 
 @dataclass
 class Judged:
-    """A held-out network: its kernels, and its own seconds per call, one for each pass."""
+    """A held-out network: its kernels, and of each pass its own seconds per call and how fast the machine was, over its
+    speed when it was profiled."""
 
     network: HeldOut
     layers: list[Layer]
     uncovered_share: float
     samples_s: list[float]
+    speeds: list[float]
+
+    @property
+    def at_speed_s(self) -> list[float]:
+        """Seconds of each pass, had the machine been as fast as when it was profiled."""
+        return [seconds * speed for seconds, speed in zip(self.samples_s, self.speeds, strict=True)]
 
     @property
     def measured_s(self) -> float:
+        return statistics.median(self.at_speed_s)
+
+    @property
+    def ran_s(self) -> float:
+        """The fastest pass, whatever the machine did."""
         return min(self.samples_s)
 
     @property
     def noise(self) -> float:
-        """How far the two shortest passes lie apart."""
-        shortest = sorted(self.samples_s)[:2]
-        return shortest[-1] / shortest[0] - 1
+        """How far its passes lie from their middle, in the median."""
+        return statistics.median(abs(seconds / self.measured_s - 1) for seconds in self.at_speed_s)
 
 
 @dataclass(frozen=True)
@@ -101,9 +118,8 @@ def run(arguments: argparse.Namespace) -> None:
     with progress("Writing networks") as report:
         held_out = held_out_networks(work / "networks", seed=seed, generated=count, light=not quick, progress=report)
     judged = read(held_out)
-    time_all(judged, work / "timings.json", (passes + 1) // 2)
     profile, fit, took = profiled(work, "6s" if quick else arguments.budget, seed)
-    time_all(judged, work / "timings.json", passes)
+    time_all(judged, work / "timings.json", passes, profile)
     timed = timed_kernels(judged, work, 30 if quick else TIMED_KERNELS, seed)
 
     seen = {op for one in judged for op, _ in one.layers}
@@ -114,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
         strict_fit = replace(strict_fit, composition=fit.composition)
     took["strict_fit_s"] = round(time.perf_counter() - began, 1)
     ways: dict[str, list[Predicted]] = {
-        "as profiled": [predicted(CostModel(profile, fit), one) for one in judged],
+        PROFILED: [predicted(CostModel(profile, fit), one) for one in judged],
         STRICT: [predicted(CostModel(strict, strict_fit), one) for one in judged],
     }
     names = ("flops", "linear") if quick else predictor_names()
@@ -125,6 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
                     "strict_rows": len(strict.rows), "noise_floor": profile.noise_floor, "notes": list(profile.notes),
                     "composition": None if fit.composition is None else fit.composition.model_dump()},
         "ways": {name: table(way, judged) for name, way in ways.items()},
+        "as_run": {name: table(ways[name], judged, as_run=True) for name in (PROFILED, STRICT)},
         "kernels": kernels(strict_fit),
         "kernels_of_networks": kernels_of_networks(CostModel(strict, replace(strict_fit, composition=None)), timed),
         "misses": misses(strict, strict_fit, judged, ways[STRICT], work, seed),
@@ -141,25 +158,38 @@ def read(held_out: Sequence[HeldOut]) -> list[Judged]:
         for place, network in enumerate(held_out):
             found = read_model(network.path)
             layers = [(op, precision) for _, op, precision in found.layers]
-            judged.append(Judged(network, layers, found.uncovered_share, []))
+            judged.append(Judged(network, layers, found.uncovered_share, [], []))
             report(place + 1, len(held_out), network.name)
     return judged
 
 
-def time_all(judged: Sequence[Judged], kept: Path, passes: int) -> None:
-    """Until every network had so many passes, one after the other; each is kept as soon as it is there."""
-    known: dict[str, list[float]] = json.loads(kept.read_text()) if kept.exists() else {}
+def time_all(judged: Sequence[Judged], kept: Path, passes: int, profile: Profile) -> None:
+    """Until every network had so many passes, one after the other, a few networks between two looks at the machine's
+    speed; these are kept as soon as they are there."""
+    known: dict[str, list[tuple[float, float]]] = json.loads(kept.read_text()) if kept.exists() else {}
+    rows, runtime = anchors(profile), Here()
     with progress("Running networks") as report:
         for number in range(passes):
-            for place, one in enumerate(judged):
-                samples = known.setdefault(one.network.path.name, [])
-                if len(samples) <= number:
+            before_s = time_anchors(profile, rows, runtime)
+            for start in range(0, len(judged), ANCHORED):
+                some = [one for one in judged[start : start + ANCHORED] if len(known.get(key_of(one), ())) <= number]
+                seconds = []
+                for one in some:
                     file = load_model(one.network.path)
-                    latency_s, _ = time_model(one.network.path, example_feeds(file, 0), seconds=0.4, passes=1)
-                    samples.append(latency_s)
-                    write_atomically(kept, json.dumps(known).encode())
-                one.samples_s = samples
-                report(number * len(judged) + place + 1, passes * len(judged), one.network.name)
+                    seconds.append(time_model(one.network.path, example_feeds(file, 0), seconds=0.4, passes=1)[0])
+                after_s = time_anchors(profile, rows, runtime)
+                speeds = [machine_speed(rows, [times]) or 1.0 for times in (before_s, after_s)]
+                before_s = after_s
+                for one, latency_s in zip(some, seconds, strict=True):
+                    known.setdefault(key_of(one), []).append((latency_s, statistics.mean(speeds)))
+                write_atomically(kept, json.dumps(known).encode())
+                report(number * len(judged) + start, passes * len(judged), judged[start].network.name)
+    for one in judged:
+        one.samples_s, one.speeds = map(list, zip(*known[key_of(one)], strict=True))
+
+
+def key_of(one: Judged) -> str:
+    return one.network.path.name
 
 
 def timed_kernels(judged: Sequence[Judged], work: Path, count: int, seed: int) -> Profile:
@@ -227,7 +257,7 @@ def missed(
         "bits": one.network.bits,
         "int8_style": one.network.int8_style,
         "error": said.latency_s / one.measured_s - 1,
-        "spread": max(one.samples_s) / one.measured_s - 1,
+        "spread": max(one.at_speed_s) / min(one.at_speed_s) - 1,
         "kernels": sum(families.values()),
         "composition": inside_s / one.measured_s - 1,
         "families": dict(largest),
@@ -327,7 +357,7 @@ def alone(name: str, profile: Profile, fit: Fit, judged: Sequence[Judged], seed:
     return [Predicted(whole_s(one), None) for one in judged]
 
 
-def table(way: Sequence[Predicted], judged: Sequence[Judged]) -> dict[str, Any]:
+def table(way: Sequence[Predicted], judged: Sequence[Judged], as_run: bool = False) -> dict[str, Any]:
     """Errors over all networks, and over those of each width."""
     groups: dict[str, Callable[[Judged], bool]] = {
         "all": lambda one: True,
@@ -336,9 +366,9 @@ def table(way: Sequence[Predicted], judged: Sequence[Judged]) -> dict[str, Any]:
     }
     found = {}
     for name, belongs in groups.items():
-        pairs = [(a, b) for a, b in zip(way, judged, strict=True) if belongs(b)]
-        errors = np.array([a.latency_s / b.measured_s - 1 for a, b in pairs])
-        inside = [a.interval_s[0] <= b.measured_s <= a.interval_s[1] for a, b in pairs if a.interval_s is not None]
+        pairs = [(a, b.ran_s if as_run else b.measured_s) for a, b in zip(way, judged, strict=True) if belongs(b)]
+        errors = np.array([a.latency_s / seconds - 1 for a, seconds in pairs])
+        inside = [a.interval_s[0] <= seconds <= a.interval_s[1] for a, seconds in pairs if a.interval_s is not None]
         half = [(a.interval_s[1] / a.interval_s[0]) ** 0.5 - 1 for a, _ in pairs if a.interval_s is not None]
         found[name] = {
             "networks": len(pairs),
@@ -403,6 +433,7 @@ def entry(one: Judged, ways: dict[str, list[Predicted]], place: int) -> dict[str
         "kernels": len(one.layers),
         "uncovered_share": one.uncovered_share,
         "samples_s": one.samples_s,
+        "speeds": one.speeds,
         "noise": one.noise,
         "predicted_s": {name: way[place].latency_s for name, way in ways.items()},
         "error": {name: way[place].latency_s / one.measured_s - 1 for name, way in ways.items()},

@@ -151,6 +151,8 @@ def predictors(document: dict[str, Any]) -> str:
         if one["within_10"] < 0.9 and one["kernels"] >= 5
     )
     noise = sorted(one["noise"] for one in networks)
+    speeds = [speed for one in networks for speed in one["speeds"]]
+    as_run = document["as_run"]["as profiled"]["all"]
     fastest, slowest = (pick(min(one["samples_s"]) for one in networks) for pick in (min, max))
     strict = "every kernel predicted"
     over = sum(abs(one["error"][strict]) > 0.1 for one in networks)
@@ -170,9 +172,12 @@ def predictors(document: dict[str, Any]) -> str:
             "left to fit on; `alone` is one predictor for every family, on the same rows; `nn-meter` is that paper's "
             "recipe.",
             table(columns, rows),
-            f"Noise floor: the two fastest of {len(networks[0]['samples_s'])} passes lie "
-            f"{percent(noise[len(noise) // 2])} apart (median), {percent(noise[int(0.9 * len(noise))])} or more for "
-            "one network in ten.",
+            f"A network's latency is the middle one of {len(networks[0]['samples_s'])} passes, at the speed that the "
+            f"machine had when profiled; by kernels timed again it ran at {min(speeds):.2f} to {max(speeds):.2f} times "
+            "that (`hwcost check` brings its prediction to the speed of the moment in the same way). Against the "
+            f"fastest pass as it ran, {percent(as_run['within_10'])} are within 10 % and {percent(as_run['within_5'])} "
+            f"within 5 %. Noise floor: passes lie {percent(noise[len(noise) // 2])} from their middle (median), "
+            f"{percent(noise[int(0.9 * len(noise))])} or more for one network in ten.",
             f"Beyond 10 %: {over} of {len(networks)} networks. Every kernel of {'these' if over else 'the worst'} was "
             "timed too: `kernels` is what all their errors amount to, `composition` what the sum of measured kernels "
             "is off, as shares of the network's latency; `spread`: its slowest pass over its fastest.",

@@ -23,8 +23,9 @@ from hwcost.space import Layer
 from hwcost.speed import anchors, machine_speed, time_anchors
 
 _LISTED = 3
-_UNLIKE = 0.03  # how far a machine's speed may lie from that of its profile without a word
 """Nodes that an error names."""
+_UNLIKE = 0.1
+"""How far a machine's speed may lie from that of its profile without a word: clocks and neighbours move it by less."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -67,6 +68,12 @@ class Prediction:
     uncovered_share: float
     warnings: tuple[str, ...] = ()
 
+    def at_speed(self, speed: float) -> "Prediction":
+        """For the same machine when it is so many times as fast."""
+        total = self.total.at_speed(speed)
+        operators = (replace(one, price=price) for one, price in zip(self.operators, total.prices, strict=True))
+        return replace(self, total=total, operators=tuple(operators))
+
     def document(self) -> dict[str, Any]:
         """The prediction as JSON values."""
         return {
@@ -89,14 +96,16 @@ class Check:
     """A prediction beside what was measured here: the minimum over passes, and the passes, in seconds per run.
 
     `noise_floor`: how far passes differ, as a share; an error below it says nothing. `machine_speed`: how fast kernels
-    of the profile run now, over how fast they ran when it was made (None: it has none to time); the error is not
-    corrected by it. `warnings`: reasons to distrust the measurement.
+    of the profile run now, over how fast they ran when it was made (None: it has none to time). The prediction is for a
+    machine of that speed; `profiled_s` is the one for the machine as it was profiled. `warnings`: reasons to distrust
+    the measurement.
     """
 
     prediction: Prediction
     measured_s: float
     samples_s: tuple[float, ...]
     noise_floor: float
+    profiled_s: float
     machine_speed: float | None = None
     warnings: tuple[str, ...] = ()
 
@@ -110,7 +119,7 @@ class Check:
         return self.prediction.total.low_s <= self.measured_s <= self.prediction.total.high_s
 
     def document(self) -> dict[str, Any]:
-        """The check as JSON values: the prediction's, and `measured_s`, `error`, `noise_floor`, `machine_speed`."""
+        """The check as JSON values: the prediction's, and `measured_s`, `error`, `noise_floor`, `machine_speed`, ..."""
         return {
             **self.prediction.document(),
             "measured_s": self.measured_s,
@@ -119,6 +128,7 @@ class Check:
             "within_interval": self.within_interval,
             "noise_floor": self.noise_floor,
             "machine_speed": self.machine_speed,
+            "profiled_s": self.profiled_s,
             "warnings": [*self.prediction.warnings, *self.warnings],
         }
 
@@ -242,7 +252,8 @@ def check_model(
     runtime: Runtime | None = None,
 ) -> Check:
     """Predict a model and run it for about `seconds`, on the machine of `runtime` (this one by default), with inputs
-    drawn from `seed`; before and after, time some of the profile's kernels, which takes another second or two.
+    drawn from `seed`; before and after, some of the profile's kernels are timed, which takes a second, and the
+    prediction is brought to the speed that these have now.
 
     Raises like `predict_model`, and `MeasurementError` where the profile is of another machine.
     """
@@ -275,7 +286,8 @@ def check_model(
     if speed is not None and abs(speed - 1) > max(_UNLIKE, floor):
         warnings = (
             *warnings,
-            f"the profile's kernels run at {speed:.2f} times the speed that they had when it was made, so the error is "
-            "of the machine too: let it come to rest, or profile it again",
+            f"the profile's kernels run at {speed:.2f} times the speed that they had when it was made; the prediction "
+            "is brought to that, but not all kernels change alike: let the machine come to rest, or profile it again",
         )
-    return Check(prediction, latency_s, samples_s, floor, speed, warnings)
+    now = prediction if speed is None else prediction.at_speed(speed)
+    return Check(now, latency_s, samples_s, floor, prediction.total.latency_s, speed, warnings)

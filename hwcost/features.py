@@ -69,10 +69,10 @@ _GENERAL = (
     "log_whole_blocks",
     "log_block_rests",
     "log_aliased",
-    "log_lost_rows_l1",
-    "log_lost_rows_l2",
-    "log_lost_columns_l1",
-    "log_lost_columns_l2",
+    "log_evicted_rows_l1",
+    "log_evicted_rows_l2",
+    "log_evicted_columns_l1",
+    "log_evicted_columns_l2",
     "log_copied_blocks",
     "log_forgotten_branches",
     "read_alignment",
@@ -94,11 +94,11 @@ FEATURE_NAMES = (
 """Names of the columns of `feature_matrix`, in order. `log_` is the natural logarithm of a count of at least 1 (0 for
 none); a `fill` is the share of a tile of that width which carries something; `..._in_l1` is how often bytes fit that
 cache, a logarithm between -3 and 3; `spilled` are the bytes where they do not. `run` is the stretch of elements that a
-kernel handles in one go (copies, normalises or reduces), `broadcast` how many outputs share the smallest input. `lost`
-are elements of a transpose whose cache lines are gone before the next elements of them are used: lines that lie a power
-of two apart share few places of a cache. `copied_blocks` are those moved by a call each, `forgotten_branches` more than
-a branch predictor remembers from one call to the next. `run_rests` are elements beyond whole vectors, of nodes that
-take a small tensor again for every run of a large one."""
+kernel handles in one go (copies, normalises or reduces), `broadcast` how many outputs share the smallest input.
+`evicted` are elements of a transpose whose cache lines are gone before the next elements of them are used: lines that
+lie a power of two apart share few places of a cache. `copied_blocks` are those moved by a call each,
+`forgotten_branches` more than a branch predictor remembers from one call to the next. `run_rests` are elements beyond
+whole vectors, of nodes that take a small tensor again for every run of a large one."""
 
 SIZE_FEATURES = ("log_macs", "log_bytes", "log_input_elements", "log_output_elements", "log_weights", "log_reduction")
 """The columns that say how large an operator is: the fitted range, and what makes operators near-identical."""
@@ -148,6 +148,8 @@ RISING = (
 )
 """The columns of which more never takes less time while all others stay."""
 
+_WAYS = 8
+"""Of a cache's lines, so many may lie a power of two of bytes apart; what has twelve or sixteen is near enough."""
 _VECTOR = 16
 """Elements that a node's loop takes at once; what a run has beyond whole ones goes one by one."""
 _REMEMBERED = 50_000
@@ -171,14 +173,15 @@ def way_of(features: NDArray[np.float64]) -> NDArray[np.int64]:
 def family(op: Operator) -> str:
     """Operators that one predictor can describe: `conv.dense`, `conv.depthwise`, `conv.grouped`, `gemm`,
     `pool.<function>`, `pool.average.whole`, `elementwise.<function>`, `boundary.<function>`, `node.<type>`, the last
-    with what makes a node of a type another kernel: `node.Add.scalar`, `node.ReduceMean.rows`, `node.Softmax.turned`
-    (not over the last axis), `node.Resize.linear.last` (channels last)."""
+    with what makes a node of a type another kernel: `node.arithmetic.scalar`, `node.ReduceMean.rows`,
+    `node.Softmax.turned` (not over the last axis), `node.Resize.linear.last` (channels last)."""
     if isinstance(op, Conv):
         return f"conv.{'depthwise' if op.depthwise else 'grouped' if op.groups > 1 else 'dense'}"
     if isinstance(op, Gemm):
         return op.kind
     if isinstance(op, Node):
-        return ".".join(filter(None, ("node", op.op_type, _variant(op))))
+        name = "arithmetic" if op.op_type in _ARITHMETIC else op.op_type
+        return ".".join(filter(None, ("node", name, _variant(op))))
     if isinstance(op, Pool) and op.function == "average" and (op.output_height, op.output_width) == (1, 1):
         return "pool.average.whole"  # a window like the plane sums up in one loop
     return f"{op.kind}.{op.function}"
@@ -186,7 +189,9 @@ def family(op: Operator) -> str:
 
 _REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceSum")
 """Common enough that each way through a tensor has predictors of its own."""
-_BROADCASTING = ("Add", "Mul", "Sub", "Div", "PRelu", "QLinearAdd", "QLinearMul")
+_ARITHMETIC = ("Add", "Mul", "Sub", "Div")
+"""One loop but for the instruction."""
+_BROADCASTING = (*_ARITHMETIC, "PRelu", "QLinearAdd", "QLinearMul")
 
 
 @lru_cache(maxsize=65536)
@@ -298,6 +303,7 @@ def _general(
     moved = read + written + stored
     plane, out_plane = s["height"] * s["width"], s["out_height"] * s["out_width"]
     window = s["kernel_height"] * s["kernel_width"]
+    inside = s["taps_height"] * s["taps_width"]
     taken, made = s["in_channels"] // s["groups"], s["out_channels"] // s["groups"]
     depthwise = (s["shape"] == 1) & (s["groups"] > 1) & (taken == 1)
     filled = np.where(depthwise, s["out_channels"], made)
@@ -315,11 +321,14 @@ def _general(
     aliased = (s["planes"] > 0) & (np.maximum(read_step, write_step) >= 4096)
     copied = (s["planes"] > 0) & ~np.isin(element, (1, 2, 4, 8))
 
-    def lost(lines: str, step: str, cache: int) -> NDArray[np.float64]:
-        """Elements of transposes whose `lines`, as far apart as `step` is long, do not fit a cache of eight ways."""
+    def evicted(lines: str, step: str, cache: int) -> NDArray[np.float64]:
+        """Elements of transposes whose `lines`, as far apart as `step` is long, have no place in a cache: as many as
+        its ways share one, and places come again after a power of two of bytes."""
         length = s[step] * element
-        apart = np.where(length < 64, length, np.maximum(np.gcd(length, max(cache // 8, 1)), 64))
-        return _log(s["output_elements"] * ((s["planes"] > 0) & (s[lines] * apart > cache)))
+        period = 2 ** max(int(math.log2(max(cache, _WAYS) / _WAYS)), 0)
+        apart = np.where(length < 64, length, np.maximum(np.gcd(length, period), 64))
+        share = np.maximum(1 - cache / np.maximum(s[lines] * apart, 1), 0)
+        return _log(s["output_elements"] * (s["planes"] > 0) * share)
 
     caches = {"l1": hardware.l1, "l2": hardware.l2, "l3": hardware.l3}
     return {
@@ -335,7 +344,7 @@ def _general(
         "log_weights": _log(s["weights"]),
         "log_intensity": _log(np.maximum(s["macs"], s["output_elements"])) - _log(moved),
         "log_reduction": _log(reduction),
-        "log_window_elements": _log(s["output_elements"] * window),
+        "log_window_elements": _log(s["output_elements"] * np.where(inside > 0, inside / out_plane, window)),
         "log_in_channels": _log(s["in_channels"]),
         "log_out_channels": _log(s["out_channels"]),
         "log_plane": _log(plane),
@@ -371,10 +380,10 @@ def _general(
         "log_whole_blocks": _log(whole),
         "log_block_rests": _log(np.where(moves, s["output_elements"] - 64 * whole, 0)),
         "log_aliased": _log(aliased * s["output_elements"]),
-        "log_lost_rows_l1": lost("rows", "columns", hardware.l1),
-        "log_lost_rows_l2": lost("rows", "columns", hardware.l2),
-        "log_lost_columns_l1": lost("columns", "rows", hardware.l1),
-        "log_lost_columns_l2": lost("columns", "rows", hardware.l2),
+        "log_evicted_rows_l1": evicted("rows", "columns", hardware.l1),
+        "log_evicted_rows_l2": evicted("rows", "columns", hardware.l2),
+        "log_evicted_columns_l1": evicted("columns", "rows", hardware.l1),
+        "log_evicted_columns_l2": evicted("columns", "rows", hardware.l2),
         "log_copied_blocks": _log(copied * (s["output_elements"] // np.maximum(s["block"], 1))),
         "log_forgotten_branches": _log(s["branches"] * np.clip(_log(s["branches"] / _REMEMBERED) / math.log(8), 0, 1)),
         "read_alignment": np.where(s["planes"] > 0, _log(read_step), 0.0),

@@ -11,7 +11,7 @@ carry them.
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +53,16 @@ class Price:
         """`measured`, `estimated`, ..., or `predicted from measured rows`."""
         return self.source if self.source != "predicted" else f"predicted from {' and '.join(self.rows)} rows"
 
+    def at_speed(self, speed: float) -> "Price":
+        """On the same machine when it is so many times as fast."""
+        return replace(
+            self,
+            latency_s=self.latency_s / speed,
+            low_s=self.low_s / speed,
+            high_s=self.high_s / speed,
+            part_s=(self.part_s[0] / speed, self.part_s[1] / speed),
+        )
+
 
 @dataclass(frozen=True)
 class Total:
@@ -70,6 +80,11 @@ class Total:
     def sources(self) -> tuple[str, ...]:
         """The distinct labels of the prices, sorted."""
         return tuple(sorted({price.label for price in self.prices}))
+
+    def at_speed(self, speed: float) -> "Total":
+        """On the same machine when it is so many times as fast."""
+        seconds = (self.latency_s, self.low_s, self.high_s, self.run_overhead_s, self.memory_s)
+        return Total(*(one / speed for one in seconds), tuple(price.at_speed(speed) for price in self.prices))
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,10 @@ def show_check(checked: "Check") -> None:
         f"{'within' if checked.within_interval else 'OUTSIDE'} its interval"
     )
     if checked.machine_speed is not None:
-        print(f"machine:   {checked.machine_speed:.3f} times as fast as when it was profiled (kernels timed again)")
+        print(
+            f"machine:   {checked.machine_speed:.3f} times as fast as when it was profiled (kernels timed again); the "
+            f"prediction is for that, as profiled it would be {format_seconds(checked.profiled_s)}"
+        )
     for warning in checked.warnings:
         print(f"beware:    {warning}")
 

@@ -20,6 +20,7 @@ together, or with one value for a whole span; `other`: in a mode of its own (int
 
 _BLOCK = 16  # channels of a block, of the wider vectors
 _COSTLY = ("sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu")
+_COSTLY_NODES = ("Div",)
 
 SIZES = (
     "batch",
@@ -30,6 +31,8 @@ SIZES = (
     "width",
     "kernel_height",
     "kernel_width",
+    "taps_height",
+    "taps_width",
     "stride_height",
     "stride_width",
     "dilation_height",
@@ -65,14 +68,15 @@ SIZES = (
     "repeated",
 )
 """Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
-window without weights; `branches`: on elements, taken or not by what these are; `repeated`: whether a smaller tensor
-is taken again for every run of a larger one; `route`: 1 + the index in `ROUTES`;
-bytes are 0 where the precision decides."""
+window without weights; `taps`: places of windows along a side that lie in the plane and not in its padding, summed over
+the outputs (0: no window moves over a plane); `branches`: on elements, taken or not by what these are; `repeated`:
+whether a smaller tensor is taken again for every run of a larger one; `route`: 1 + the index in `ROUTES`; bytes are 0
+where the precision decides."""
 
 _NOTHING = {
     *("pad_top", "pad_left", "padding", "costly", "mapped", "clipped", "residual", "weights", "parameters", "macs"),
     *("branches", "repeated", "read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route"),
-    "shape",
+    *("taps_height", "taps_width", "shape"),
 }
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
@@ -141,6 +145,8 @@ def _convolution_sizes(op: Conv) -> dict[str, int]:
         "width": op.width,
         "kernel_height": op.kernel[0],
         "kernel_width": op.kernel[1],
+        "taps_height": valid_taps(op.height, op.kernel[0], op.stride[0], op.dilation[0], op.pads[0], out_height),
+        "taps_width": valid_taps(op.width, op.kernel[1], op.stride[1], op.dilation[1], op.pads[1], out_width),
         "stride_height": op.stride[0],
         "stride_width": op.stride[1],
         "dilation_height": op.dilation[0],
@@ -165,7 +171,17 @@ def _convolution_sizes(op: Conv) -> dict[str, int]:
     }
 
 
+def valid_taps(size: int, kernel: int, stride: int, dilation: int, pad: int, out: int) -> int:
+    """Places of windows along one axis that fall on input instead of padding, summed over the outputs."""
+    found = 0
+    for tap in range(kernel):
+        start = tap * dilation - pad  # where this tap of the first window is
+        found += max(min((size - 1 - start) // stride, out - 1) - max(-(start // stride), 0) + 1, 0)
+    return found
+
+
 def _pool_sizes(op: Pool) -> dict[str, int]:
+    out = (op.output_height, op.output_width)
     return {
         "batch": op.batch,
         "in_channels": op.channels_in,
@@ -174,13 +190,15 @@ def _pool_sizes(op: Pool) -> dict[str, int]:
         "width": op.width,
         "kernel_height": op.kernel[0],
         "kernel_width": op.kernel[1],
+        "taps_height": valid_taps(op.height, op.kernel[0], op.stride[0], 1, op.pads[0], out[0]),
+        "taps_width": valid_taps(op.width, op.kernel[1], op.stride[1], 1, op.pads[1], out[1]),
         "stride_height": op.stride[0],
         "stride_width": op.stride[1],
         "pad_top": op.pads[0],
         "pad_left": op.pads[1],
         "padding": sum(op.pads),
-        "out_height": op.output_height,
-        "out_width": op.output_width,
+        "out_height": out[0],
+        "out_width": out[1],
         "run": op.output_width,
         "shape": 3,
     }
@@ -247,6 +265,7 @@ def _node_sizes(op: Node) -> dict[str, int]:
         "run": run or inside,
         "route": route,
         "repeated": route == ROUTES.index("spans") + 1 and not op.op_type.startswith("Reduce"),
+        "costly": op.op_type in _COSTLY_NODES,
         "tensors": len(streams) + len(op.writes),
         "smallest": min(others, default=1),
         "input_elements": op.input_elements,
@@ -289,6 +308,8 @@ def _node_sizes(op: Node) -> dict[str, int]:
             "out_height": written.shape[2],
             "out_width": written.shape[3],
             "run": written.shape[3],
+            "taps_height": valid_taps(first.shape[2], kernel[0], strides[0], 1, pads[0], written.shape[2]),
+            "taps_width": valid_taps(first.shape[3], kernel[1], strides[1], 1, pads[1], written.shape[3]),
             "shape": 4,
             "branches": written.elements * math.prod(kernel)
             if op.op_type == "MaxPool" and first.dtype != "float32"
@@ -334,6 +355,10 @@ def reduced_axes(op: Node) -> tuple[int, ...]:
 
 _SOFTMAXES = ("Softmax", "LogSoftmax", "QLinearSoftmax")
 _SOFTMAX_OF_ONE_AXIS = 13
+_BROADCASTING = {
+    *("Add", "Sub", "Mul", "Div", "Pow", "PRelu", "QLinearAdd", "QLinearMul", "Where", "Min", "Max", "Sum", "Mean"),
+    *("Mod", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor"),
+}
 _COPYING = {"Slice", "Pad", "Split", "Gather", "Expand", "DepthToSpace", "SpaceToDepth"}
 _INTERPOLATING = {"linear", "cubic"}
 
@@ -353,19 +378,39 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
         return 0, 8
     if "axis" in attributes or "MatMul" in op.op_type or op.op_type == "Resize":
         return 0, 0
-    shapes = [t.shape for t in op.reads if t.shape and t.elements > 1 and not t.values]
-    shapes = [shape for shape in shapes if len(shape) <= len(written)]
+    operands = op.reads[:4:3] if op.op_type.startswith("QLinear") else op.reads
+    if op.op_type not in _BROADCASTING:  # a single number is a setting
+        operands = tuple(tensor for tensor in operands if tensor.elements > 1)
+    shapes = [t.shape for t in operands if not t.values and len(t.shape) <= len(written)]
     small = min(shapes, key=math.prod, default=written)
-    if math.prod(small) >= math.prod(written):
-        return 0, 0
-    padded = (1,) * (len(written) - len(small)) + tuple(small)
-    follows = next((size > 1 for size, out in zip(padded[::-1], written[::-1], strict=True) if out > 1), True)
+    span, follows = broadcast_span(written, small)
+    if span < math.prod(written):
+        return span, 6 if follows else 7
+    return (span if op.op_type in _BROADCASTING else 0), 0
+
+
+def broadcast_span(large: Sequence[int], small: Sequence[int]) -> tuple[int, bool]:
+    """Elements that one call of a loop over a tensor and a smaller one takes, and whether the smaller one runs along
+    with it (it stands still otherwise): what onnxruntime's `Broadcaster` (core/providers/cpu/math) makes of the shapes.
+
+    It joins axes from the last on while neither tensor begins or ends to repeat. An axis of 1 that both shapes have
+    joins any other; one that the smaller lacks is a repetition of the larger too, and ends the span: a number added to
+    280 x 1 x 1 elements is added 280 times.
+    """
+    common = list(zip(large[::-1], small[::-1], strict=False))
+    while len(common) > 1 and common[0] == (1, 1):
+        common.pop(0)
+    pairs = common[:1] + [pair for pair in common[1:] if pair != (1, 1)]
+    pairs += [(size, 1) for size in large[::-1][len(small) :]]
+    if not pairs:
+        return 1, True
+    first = tuple(size > 1 for size in pairs[0])
     span = 1
-    for size, out in zip(padded[::-1], written[::-1], strict=True):
-        if out > 1 and (size > 1) != follows:
+    for pair in pairs:
+        if tuple(size > 1 for size in pair) != first:
             break
-        span *= out
-    return span, 6 if follows else 7
+        span *= pair[0]
+    return span, first[1]
 
 
 def _alike(first: Sequence[int], second: Sequence[int], partial: bool = False) -> int:

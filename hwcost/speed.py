@@ -1,7 +1,7 @@
 """How fast a machine is now, beside how fast it was when its profile was measured: some of its kernels timed again.
 
-Clocks, neighbours and temperature change; a prediction speaks of the machine as it was. What is said here is a fact
-beside an error, and corrects nothing: kernels in registers and kernels that wait for memory slow down differently.
+Clocks, neighbours and temperature change; a prediction speaks of the machine as it was. On a shared machine that is 5 %
+within minutes, more than most predictions are off, and nearly alike for all kernels: so one factor tells the two apart.
 """
 
 import statistics

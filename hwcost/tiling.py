@@ -62,18 +62,6 @@ def _up(count: Counts, unit: Counts | int) -> Counts:
     return -(-count // unit)
 
 
-def _valid_taps(size: Counts, kernel: Counts, stride: Counts, dilation: Counts, pad: Counts, out: Counts) -> Counts:
-    """Window positions along one axis that fall on input instead of padding, summed over the outputs."""
-    total = np.zeros_like(size)
-    for tap in range(int(kernel.max(initial=0)) if len(size) else 0):
-        if tap >= 64:  # no convolution; a window as large as a plane
-            return np.where(kernel > 64, out * kernel, total)
-        offset = tap * dilation - pad
-        first, last = np.maximum(0, _up(-offset, stride)), np.minimum(out, _up(size - offset, stride))
-        total += np.where(tap < kernel, np.maximum(last - first, 0), 0)
-    return total
-
-
 def _interior(size: Counts, kernel: Counts, stride: Counts, dilation: Counts, pad: Counts, out: Counts) -> Counts:
     """Outputs along one axis whose whole window is taken to lie on input (MlasNchwcPrepareWorkBlock)."""
     span = dilation * (kernel - 1) + 1
@@ -125,14 +113,12 @@ def _float_blocked(s: Columns, algorithm: Counts, hardware: Hardware) -> dict[st
     blocks = np.where(depthwise, 1, _up(made, block))
     repeats = s["batch"] * np.where(depthwise, _up(s["out_channels"], block), s["groups"])
     plane = s["out_height"] * s["out_width"]
-    axis = [(s[f"{n}"], s[f"kernel_{n}"], s[f"stride_{n}"], s[f"dilation_{n}"]) for n in ("height", "width")]
-    rows_taps = _valid_taps(*axis[0], s["pad_top"], s["out_height"])
-    columns_taps = _valid_taps(*axis[1], s["pad_left"], s["out_width"])
+    axis = (s[name] for name in ("width", "kernel_width", "stride_width", "dilation_width", "pad_left", "out_width"))
     one_line = pointwise & (s["stride_height"] == 1) & (s["stride_width"] == 1)
     rows, width = np.where(one_line, 1, s["out_height"]), np.where(one_line, plane, s["out_width"])
-    rows_taps = np.where(one_line, 1, rows_taps)
-    columns_taps = np.where(one_line, plane, columns_taps)
-    inner = np.where(pointwise, width, _interior(*axis[1], s["pad_left"], s["out_width"]))
+    rows_taps = np.where(one_line, 1, s["taps_height"])
+    columns_taps = np.where(one_line, plane, s["taps_width"])
+    inner = np.where(pointwise, width, _interior(*axis))
     full, rest = inner // positions, inner % positions
     three = (rest >= 3) * 1 if positions > 3 else np.zeros_like(rest)
     two = (rest - 3 * three) // 2
@@ -238,6 +224,13 @@ def _float_product(
     }
 
 
+def _unfolded(s: Columns, depth: Counts, count: Counts) -> Counts:
+    """Elements that unfolding copies: windows of [depth] at all positions, without what lies in the padding and is
+    filled with zeros."""
+    window = s["kernel_height"] * s["kernel_width"]
+    return s["taps_height"] * s["taps_width"] * (depth // window) * count
+
+
 def _float_convolution_product(s: Columns, algorithm: Counts, hardware: Hardware) -> dict[str, Counts]:
     """A float convolution that is not blocked: filters [made, depth] times the unfolded input [depth, positions]."""
     made = s["out_channels"] // s["groups"]
@@ -247,7 +240,7 @@ def _float_convolution_product(s: Columns, algorithm: Counts, hardware: Hardware
     counts = _float_product(made, plane, depth, count, np.ones_like(made), hardware)
     unfolds = algorithm >= 5
     strided = s["stride_width"] > 1
-    elements, runs = plane * depth * count, s["out_height"] * depth * count
+    elements, runs = _unfolded(s, depth, count), s["out_height"] * depth * count
     return counts | {
         "unfolded": np.where(unfolds & ~strided, elements, 0),
         "unfolded_runs": np.where(unfolds & ~strided, runs, 0),
@@ -387,7 +380,7 @@ def _int8_convolution(s: Columns, algorithm: Counts, hardware: Hardware) -> dict
     written = s["batch"] * s["out_channels"] * plane
     runs = s["kernel_height"] * np.where(s["dilation_width"] == 1, 1, s["kernel_width"])
     counts |= {
-        "unfolded": np.where(unfolds, plane * depth * count, 0),
+        "unfolded": np.where(unfolds, _unfolded(s, depth, count), 0),
         "unfolded_runs": np.where(unfolds, plane * runs * count, 0),
         "taps": np.where(unfolds, plane * window * count, 0),
         "remainders": plane * s["batch"] * (s["out_channels"] % 8 + 1),

@@ -46,9 +46,9 @@ _UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
 FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "dense convolution": (220, kernels.dense),
     "depthwise convolution": (70, kernels.depthwise),
-    "grouped convolution": (50, kernels.grouped),
+    "grouped convolution": (90, kernels.grouped),
     "residual convolution": (40, kernels.residual),
-    "convolution of a line": (36, kernels.line),
+    "convolution of a line": (48, kernels.line),
     "scaling": (14, kernels.scaling),
     "excitation": (24, kernels.excitation),
     "product of one row": (24, kernels.classifier),

@@ -74,7 +74,7 @@ def dense(rng: np.random.Generator) -> Operator:
 def line(rng: np.random.Generator) -> Operator:
     """Of sound, of a sensor, of text: one axis, the width or the height; the first layer with a long window and
     stride."""
-    upright, activation = rng.random() < 0.3, pick(rng, FOLDED)
+    upright, activation = rng.random() < 0.5, pick(rng, FOLDED)
 
     def along(size: int, other: int) -> tuple[int, int]:
         return (size, other) if upright else (other, size)

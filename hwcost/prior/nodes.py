@@ -81,7 +81,11 @@ def broadcast(op_type: str, rng: np.random.Generator) -> Operator:
     elif kind < 0.5:
         one, other = _f(shape), _c(pick(rng, ((1, shape[1], 1, 1), (shape[1], 1, 1))))
     elif kind < 0.7:
-        shape = shape if rng.random() < 0.5 else draw_tokens(rng)
+        place = rng.random()
+        if place > 0.8:  # a gate: written out, hard sigmoids have such
+            shape = (1, shape[1], 1, 1)
+        elif place > 0.4:
+            shape = draw_tokens(rng)
         one, other = _f(shape), _c(())
     elif kind < 0.75:  # all of it, but for the batch
         one, other = _f(shape), _c(shape[1:])

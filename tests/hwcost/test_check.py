@@ -66,7 +66,7 @@ def test_a_check_shows_the_measurement_beside_the_prediction(model: Path, measur
 
 def test_the_interval_is_held_against_the_measurement(model: Path, measured: Profile) -> None:
     prediction = predict_model(model, CostModel(measured))
-    inside = Check(prediction, prediction.total.high_s, (prediction.total.high_s,), 0.0)
+    inside = Check(prediction, prediction.total.high_s, (prediction.total.high_s,), 0.0, prediction.total.latency_s)
     assert inside.within_interval
     assert not replace(inside, measured_s=prediction.total.high_s * 1.01).within_interval
 

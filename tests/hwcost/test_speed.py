@@ -75,11 +75,24 @@ def test_too_few_kernels_tell_no_speed(profile: Profile) -> None:
     assert machine_speed(gone, passes) is None
 
 
-def test_a_check_states_the_speed_beside_the_error_and_warns_of_another(model: Path, profile: Profile) -> None:
+def test_a_check_predicts_for_the_speed_of_the_moment_and_warns_of_another(model: Path, profile: Profile) -> None:
     same = check_model(model, CostModel(profile), seconds=0.0, passes=1, runtime=says(profile, LATENCY_S))
     slow = check_model(model, CostModel(profile), seconds=0.0, passes=1, runtime=says(profile, 2 * LATENCY_S))
-    assert same.document()["machine_speed"] == pytest.approx(1)
-    assert slow.document()["machine_speed"] == pytest.approx(0.5)
-    assert slow.prediction.total.latency_s == same.prediction.total.latency_s
+    assert same.machine_speed == pytest.approx(1) and slow.machine_speed == pytest.approx(0.5)
+    assert same.profiled_s == slow.profiled_s == pytest.approx(same.prediction.total.latency_s)
+    said = slow.document()
+    assert said["predicted_s"] == pytest.approx(2 * said["profiled_s"])
+    assert said["interval_s"] == pytest.approx([2 * end for end in same.document()["interval_s"]])
+    of_operators = sum(operator["predicted_s"] for operator in said["operators"])
+    assert of_operators + said["run_overhead_s"] == pytest.approx(said["predicted_s"])
+    assert slow.error == pytest.approx(said["predicted_s"] / slow.measured_s - 1)
     about = [[text for text in one.document()["warnings"] if "0.50 times the speed" in text] for one in (same, slow)]
     assert about[0] == [] and len(about[1]) == 1 and "profile it again" in about[1][0]
+
+
+def test_without_kernels_to_time_a_check_predicts_for_the_machine_as_profiled(model: Path, profile: Profile) -> None:
+    few = profile.model_copy(
+        update={"rows": tuple(row.model_copy(update={"source": "estimated"}) for row in profile.rows)}
+    )
+    found = check_model(model, CostModel(few), seconds=0.0, passes=1, runtime=says(profile, 2 * LATENCY_S))
+    assert found.machine_speed is None and found.prediction.total.latency_s == found.profiled_s

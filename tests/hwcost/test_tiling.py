@@ -5,8 +5,9 @@ import pytest
 
 from hwcost.features import FEATURE_NAMES, feature_matrix
 from hwcost.hardware import Hardware
-from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Gemm, Operator, Precision
-from hwcost.tiling import ALGORITHMS, _valid_taps
+from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Gemm, Node, Operator, Pool, Precision
+from hwcost.sizes import broadcast_span, valid_taps
+from hwcost.tiling import ALGORITHMS
 
 AVX512 = Hardware.of(("avx512f", "avx2"), "x86_64", {"L1d": 32768, "L2": 1048576})
 VNNI = Hardware.of(("avx512f", "avx2", "avx512_vnni"), "x86_64", {"L1d": 32768, "L2": 1048576}, "u8s8")
@@ -104,8 +105,7 @@ def test_taps_are_counted_where_windows_lie_on_input() -> None:
         expected = sum(
             0 <= position * stride - pad + tap * dilation < size for position in range(out) for tap in range(kernel)
         )
-        sizes = [np.array([value]) for value in (size, kernel, stride, dilation, pad, out)]
-        assert _valid_taps(*sizes).tolist() == [expected]
+        assert valid_taps(size, kernel, stride, dilation, pad, out) == expected
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,25 @@ def test_tiles_of_pointers_are_always_whole() -> None:
     assert counts["unfolded"] == pytest.approx(9 * 9)
 
 
-def test_lines_a_power_of_two_apart_are_lost_before_they_are_used_again() -> None:
-    def lost(channels: int, side: int) -> float:
+def test_lines_a_power_of_two_apart_are_evicted_before_they_are_used_again() -> None:
+    def share(channels: int, side: int) -> float:
         transpose = Boundary("transpose", (1, channels, side, side), (0, 2, 3, 1))
-        return _counts(transpose, INT8, VNNI)["lost_columns_l1"]
+        return _counts(transpose, INT8, VNNI)["evicted_columns_l1"] / transpose.output_elements
 
-    assert lost(4, 64) == lost(60, 16) == lost(64, 60) == 0
-    assert lost(60, 64) == pytest.approx(60 * 64 * 64)
+    assert share(4, 64) == share(60, 16) == share(64, 60) == 0
+    places = VNNI.l1 // 4096  # 64 x 64 bytes apart, lines share the same few
+    assert share(2 * places, 64) == pytest.approx(1 / 2)
+    assert share(4 * places, 64) == pytest.approx(3 / 4)
+    assert share(72, 48) == 0  # 2304 bytes apart: sixteen times as many
+
+
+def test_padding_is_not_unfolded_and_no_place_of_a_window() -> None:
+    line = Conv(8, 8, 2, 96, (5, 5), pads=(2, 2, 2, 2), groups=8)
+    counts = _counts(line, PLAIN, VNNI)
+    rows, columns = 2 + 2, 5 * 96 - 2 * (2 + 1)  # of five taps each
+    assert counts["unfolded"] == pytest.approx(8 * rows * columns)
+    pool = Pool("average", 24, 8, 8, (3, 3), (1, 1), (1, 1, 1, 1))
+    assert _counts(pool, INT8, VNNI)["window_elements"] == pytest.approx(24 * (3 * 8 - 2) ** 2)
 
 
 def test_short_blocks_are_copied_by_a_call_each() -> None:
@@ -169,3 +181,33 @@ def test_signed_weights_have_kernels_of_four_rows_without_wide_vectors() -> None
     op = Conv.square(18, 16, 6, 1)  # 36 positions, one task
     usual, signed = (_counts(op, Precision(8, 8, kernel))["tiles"] for kernel in ("", "u8s8"))
     assert (usual, signed) == (pytest.approx(6), pytest.approx(9))
+
+
+@pytest.mark.parametrize(
+    ("large", "small", "span", "along"),
+    [
+        ((1, 280, 7, 7), (1, 280, 1, 1), 49, False),
+        ((1, 280, 7, 7), (280, 1, 1), 49, False),
+        ((1, 280, 7, 7), (), 280 * 49, False),
+        ((1, 7, 7, 280), (280,), 280, True),
+        ((1, 16, 7, 7), (16, 7, 7), 16 * 49, True),
+        ((1, 280, 1, 1), (), 1, False),  # an axis of 1 that the number lacks repeats both
+        ((1, 280, 1, 1), (1,), 1, False),
+        ((1, 280, 1, 1), (1, 1, 1), 280, False),
+        ((1, 280, 1, 4), (), 4, False),
+        ((1, 280, 1, 64), (1, 1, 1, 1), 280 * 64, False),
+        ((1, 280), (), 280, False),
+    ],
+)
+def test_a_loop_over_two_shapes_runs_as_far_as_onnxruntime_joins_their_axes(
+    large: tuple[int, ...], small: tuple[int, ...], span: int, along: bool
+) -> None:
+    assert broadcast_span(large, small) == (span, along)
+
+
+def test_a_number_added_to_a_gate_is_added_one_by_one() -> None:
+    def runs(number: str) -> float:
+        gate = "float32[1,280,1,1]"
+        return _counts(Node("Add", (gate, number), (gate,)), FLOAT)["runs"]
+
+    assert runs("=float32[]") == pytest.approx(280) and runs("=float32[1,1,1,1]") == pytest.approx(1, abs=1)
