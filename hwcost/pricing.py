@@ -83,8 +83,14 @@ class Total:
 
     def at_speed(self, speed: float) -> "Total":
         """On the same machine when it is so many times as fast."""
-        seconds = (self.latency_s, self.low_s, self.high_s, self.run_overhead_s, self.memory_s)
-        return Total(*(one / speed for one in seconds), tuple(price.at_speed(speed) for price in self.prices))
+        return Total(
+            self.latency_s / speed,
+            self.low_s / speed,
+            self.high_s / speed,
+            self.run_overhead_s / speed,
+            self.memory_s / speed,
+            tuple(price.at_speed(speed) for price in self.prices),
+        )
 
 
 @dataclass(frozen=True)
