@@ -174,7 +174,7 @@ def _convolution_sizes(op: Conv) -> dict[str, int]:
 def valid_taps(size: int, kernel: int, stride: int, dilation: int, pad: int, out: int) -> int:
     """Places of windows along one axis that fall on input instead of padding, summed over the outputs."""
     found = 0
-    for tap in range(kernel):
+    for tap in range(min(kernel, (size - 1 + pad) // dilation + 1)):  # those behind lie on input for no output
         start = tap * dilation - pad  # where this tap of the first window is
         found += max(min((size - 1 - start) // stride, out - 1) - max(-(start // stride), 0) + 1, 0)
     return found
