@@ -170,10 +170,10 @@ def time_all(judged: Sequence[Judged], kept: Path, passes: int, profile: Profile
     rows, runtime = anchors(profile), Here()
     with progress("Running networks") as report:
         for number in range(passes):
-            before_s = time_anchors(profile, rows, runtime)
-            for start in range(0, len(judged), ANCHORED):
-                some = [one for one in judged[start : start + ANCHORED] if len(known.get(key_of(one), ())) <= number]
-                seconds = []
+            waiting = [one for one in judged if len(known.get(key_of(one), ())) <= number]
+            before_s = time_anchors(profile, rows, runtime) if waiting else []
+            for start in range(0, len(waiting), ANCHORED):
+                some, seconds = waiting[start : start + ANCHORED], []
                 for one in some:
                     file = load_model(one.network.path)
                     seconds.append(time_model(one.network.path, example_feeds(file, 0), seconds=0.4, passes=1)[0])
@@ -183,7 +183,8 @@ def time_all(judged: Sequence[Judged], kept: Path, passes: int, profile: Profile
                 for one, latency_s in zip(some, seconds, strict=True):
                     known.setdefault(key_of(one), []).append((latency_s, statistics.mean(speeds)))
                 write_atomically(kept, json.dumps(known).encode())
-                report(number * len(judged) + start, passes * len(judged), judged[start].network.name)
+                done = (number + 1) * len(judged) - len(waiting) + start + len(some)
+                report(done, passes * len(judged), some[-1].network.name)
     for one in judged:
         one.samples_s, one.speeds = map(list, zip(*known[key_of(one)], strict=True))
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hwcost.hardware import Hardware
 from hwcost.ops import Conv, Gemm, Node, Operator, Pool, Precision
 from hwcost.profiles import Int8Form, Machine
-from hwcost.sizes import ROUTES, SIZES, reduced_axes, sizes, sound, turned_softmax
+from hwcost.sizes import ROUTES, SIZES, operands, reduced_axes, sizes, sound, turned_softmax
 from hwcost.tiling import ALGORITHMS, WORK, Columns, convolution_work, product_work
 
 _GENERAL = (
@@ -221,8 +221,7 @@ def _loops(op: Node) -> str:
             return "middle" if math.prod(shape[: axes[0]]) > 1 else "columns"
         return "rows" if len(axes) == 1 else "planes"
     if op.op_type in _BROADCASTING:
-        operands = [tensor.shape for tensor in (reads[0::3] if op.op_type.startswith("QLinear") else reads)[:2]]
-        other = min(operands, key=math.prod)
+        other = min((tensor.shape for tensor in operands(op)[:2]), key=math.prod)
         if math.prod(other) == 1:
             return "scalar"
         if other == out:

@@ -378,15 +378,20 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
         return 0, 8
     if "axis" in attributes or "MatMul" in op.op_type or op.op_type == "Resize":
         return 0, 0
-    operands = op.reads[:4:3] if op.op_type.startswith("QLinear") else op.reads
+    taken = operands(op)
     if op.op_type not in _BROADCASTING:  # a single number is a setting
-        operands = tuple(tensor for tensor in operands if tensor.elements > 1)
-    shapes = [t.shape for t in operands if not t.values and len(t.shape) <= len(written)]
+        taken = tuple(tensor for tensor in taken if tensor.elements > 1)
+    shapes = [t.shape for t in taken if not t.values and len(t.shape) <= len(written)]
     small = min(shapes, key=math.prod, default=written)
     span, follows = broadcast_span(written, small)
     if span < math.prod(written):
         return span, 6 if follows else 7
     return (span if op.op_type in _BROADCASTING else 0), 0
+
+
+def operands(op: Node) -> tuple[TensorType, ...]:
+    """The tensors that a node computes on; between those of 8-bit ones stand their scales and zero-points."""
+    return op.reads[:4:3] if op.op_type.startswith("QLinear") else op.reads
 
 
 def broadcast_span(large: Sequence[int], small: Sequence[int]) -> tuple[int, bool]:
