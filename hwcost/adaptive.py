@@ -5,7 +5,8 @@ that a quick predictor makes on operators of the family that it was not fitted o
 together. It follows from the first timing of every row alone, and from the seed, so it can be decided again.
 
 A family of the prior may hold several kinds of kernel, each with a predictor of its own. Whichever of these has hardly
-any rows comes first, so that rare kinds have enough to be fitted on.
+any rows comes first, so that rare kinds have enough to be fitted on; and so does what moves as many bytes, beside the
+second cache of the machine, as hardly any row of its kind, for what a byte costs changes there.
 """
 
 import math
@@ -20,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwcost.errors import FitError
-from hwcost.features import family, feature_matrix
+from hwcost.features import WHOLLY_HELD, WHOLLY_SPILLED, family, feature_matrix
 from hwcost.fit import grouped_folds
 from hwcost.hardware import Hardware
-from hwcost.ops import Operator, Precision
+from hwcost.ops import Operator, Precision, bytes_moved
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams
@@ -36,7 +37,7 @@ _PRIOR_ROWS: Final = 10
 """Rows of the overall error that every family's error starts from."""
 _WORST: Final = math.log(2.0)
 _ENOUGH: Final = 6
-"""Rows from which on a kind of kernel is drawn as often as the prior has it."""
+"""Rows from which on a kind of kernel is drawn as often as the prior has it; half as many with as many bytes."""
 _AHEAD: Final = 100
 """Among so many next operators of a family those of rare kinds are looked for."""
 
@@ -50,7 +51,9 @@ class AdaptiveSample:
         self._seed, self._requests_of, self._hardware = seed, requests_of, hardware
         self._streams = family_streams(seed)
         self._next: defaultdict[str, list[tuple[Request, ...]]] = defaultdict(list)
+        self._l2 = (hardware or Hardware()).l2
         self._rows: Counter[tuple[str, Precision]] = Counter()
+        self._alike: Counter[tuple[str, Precision, int]] = Counter()
         self._dealt: Counter[str] = Counter()
         self._family: dict[Request, str] = {}
         self._errors: NDArray[np.float64] = np.zeros(0)
@@ -89,11 +92,19 @@ class AdaptiveSample:
             return ()
 
         def held(found: tuple[Request, ...]) -> int:
-            return min([_ENOUGH, *(self._rows[family(op), precision] for op, precision in found)])
+            kinds = (self._rows[family(op), precision] for op, precision in found)
+            alike = (2 * self._alike[family(op), precision, self._reach(op, precision)] for op, precision in found)
+            return min([_ENOUGH, *kinds, *alike])
 
         found = ahead.pop(min(range(len(ahead)), key=lambda place: held(ahead[place])))
         self._rows.update((family(op), precision) for op, precision in found)
+        self._alike.update((family(op), precision, self._reach(op, precision)) for op, precision in found)
         return found
+
+    def _reach(self, op: Operator, precision: Precision) -> int:
+        """Of what a kernel moves the second cache holds all (0), some (1) or nothing (2) until it comes up again."""
+        moved = bytes_moved(op, precision)
+        return (moved > WHOLLY_HELD * self._l2) + (moved > WHOLLY_SPILLED * self._l2)
 
     def state(self) -> str:
         """The error of the quick predictor on what it had not seen, in words; nothing before the first."""

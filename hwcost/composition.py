@@ -32,11 +32,12 @@ CLASSES: Final = get_args(KernelClass)
 STREAMS: Final = get_args(Stream)
 HELD_BYTES: Final = tuple(2**power * 1024**2 for power in range(5))
 """Working sets that caches may hold all of, 1 to 16 MiB: which of them is chosen by networks left out."""
-_SPREADS: Final = np.array([0.05] * len(CLASSES) + [5e-11, 2e-11] + [1e-7])
-"""Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and per kernel."""
-_KERNEL_S: Final = -8e-8
-"""What is expected of a kernel among others: that half of what a change of kernel adds to its row is too much. Few
-networks of large kernels cannot tell that from factors."""
+_SPREADS: Final = np.array([0.05] * len(CLASSES) + [5e-11, 2e-11] + [0.4])
+"""Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and per kernel, the
+last in shortest kernels."""
+_KERNEL: Final = -0.3
+"""What is expected of a kernel among others, in shortest kernels: that half of what a change of kernel adds to its row,
+which is most of the shortest row, is too much. Few networks of large kernels cannot tell that from factors."""
 _RATES: Final = slice(len(CLASSES), len(CLASSES) + len(STREAMS))
 _LEAST: Final = 0.25
 """Share of its own latency that a kernel costs inside a network at least."""
@@ -110,10 +111,10 @@ def _between(size: float, low: float, high: float) -> float:
 
 
 def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
-    """The change of each factor from 1, seconds per byte and per kernel: least squares on relative errors with a normal
-    prior; networks that nothing explains count less (Huber), and a byte never saves time."""
+    """The change of each factor from 1, seconds per byte, and shortest kernels per kernel: least squares on relative
+    errors with a normal prior; networks that nothing explains count less (Huber), and a byte never saves time."""
     shares = sums / whole_s[:, None] * _SPREADS
-    target = 1 - (overhead_s + sums[:, : len(CLASSES)].sum(axis=1) + _KERNEL_S * sums[:, -1]) / whole_s
+    target = 1 - (overhead_s + sums[:, : len(CLASSES)].sum(axis=1) + _KERNEL * sums[:, -1]) / whole_s
     free = np.ones(len(_SPREADS), dtype=bool)
     change = np.zeros(len(_SPREADS))
     while True:
@@ -128,7 +129,7 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
         free[_RATES] &= change[_RATES] >= 0
         change = np.zeros(len(_SPREADS))
     found: Values = change * _SPREADS
-    found[-1] += _KERNEL_S
+    found[-1] += _KERNEL
     return found
 
 
@@ -149,12 +150,13 @@ def compose(
     predicted: Values,
     from_memory: Values,
     counts: Values,
+    shortest_s: float,
     overhead_s: float,
     samples_s: Sequence[Sequence[float]],
 ) -> Composition:
     """From sums of kernels in seconds by class [networks, classes], as measured and as predicted without having been
     fitted on; bytes from memory for each of `HELD_BYTES` [held, networks, streams]; kernels that one call executes
-    [networks]; and the networks' own seconds, of every pass.
+    [networks], the shortest of the profile taking `shortest_s`; and the networks' own seconds, of every pass.
 
     All follows from the measured sums and the fastest passes; `held_bytes` is the one with the smallest errors of
     networks left out, outliers cut. A half-width is the 90 % quantile of such errors against each of the passes, for
@@ -163,7 +165,7 @@ def compose(
     """
     whole = np.array([min(passes) for passes in samples_s])
     later = [np.log(np.array(passes) / best) for passes, best in zip(samples_s, whole.tolist(), strict=True)]
-    designs = [np.hstack([measured, memory, counts[:, None]]) for memory in from_memory]
+    designs = [np.hstack([measured, memory, shortest_s * counts[:, None]]) for memory in from_memory]
     errors = [_left_out(design, design, overhead_s, whole) for design in designs]
     best = int(np.argmin([np.minimum(np.abs(error), _OUTLIER).mean() for error in errors]))
     design = designs[best]
@@ -173,7 +175,7 @@ def compose(
     return Composition(
         networks=len(whole),
         factors=dict(zip(CLASSES, (1 + change[: len(CLASSES)]).tolist(), strict=True)),
-        kernel_s=float(change[-1]),
+        kernel_s=float(change[-1]) * shortest_s,
         held_bytes=HELD_BYTES[best],
         memory_s_per_byte=dict(zip(STREAMS, change[_RATES].tolist(), strict=True)),
         measured_width=widths[0],

@@ -93,7 +93,7 @@ FEATURE_NAMES = (
 )
 """Names of the columns of `feature_matrix`, in order. `log_` is the natural logarithm of a count of at least 1 (0 for
 none); a `fill` is the share of a tile of that width which carries something; `..._in_l1` is how often bytes fit that
-cache, a logarithm between -3 and 3; `spilled` are the bytes where they do not. `run` is the stretch of elements that a
+cache, a logarithm between -3 and 3; `spilled` the bytes that it does not hold. `run` is the stretch of elements that a
 kernel handles in one go (copies, normalises or reduces), `broadcast` how many outputs share the smallest input.
 `evicted` are elements of a transpose whose cache lines are gone before the next elements of them are used: lines that
 lie a power of two apart share few places of a cache. `copied_blocks` are those moved by a call each,
@@ -148,6 +148,9 @@ RISING = (
 )
 """The columns of which more never takes less time while all others stay."""
 
+WHOLLY_HELD, WHOLLY_SPILLED = 1 / 3, 5 / 3
+"""A kernel is timed in three places in turn: its first bytes are lost when it moves so much of a cache, its last when it
+moves so much (copies, sums and maps of 0.2 to 5 MiB beside 2 MiB of cache)."""
 _WAYS = 8
 """Of a cache's lines, so many may lie a power of two of bytes apart; what has twelve or sixteen is near enough."""
 _VECTOR = 16
@@ -389,8 +392,15 @@ def _general(
         "write_alignment": np.where(s["planes"] > 0, _log(write_step), 0.0),
         **{f"bytes_in_{name}": _fits(moved, size) for name, size in caches.items()},
         "weights_in_l2": _fits(stored, hardware.l2),
-        **{f"log_spilled_{name}": _log(moved * (moved > size)) for name, size in caches.items()},
+        **{f"log_spilled_{name}": _log(moved * _spilled(moved, size)) for name, size in caches.items()},
     }
+
+
+def _spilled(moved: NDArray[np.int64], cache: int) -> NDArray[np.float64]:
+    """Which share of the bytes that a kernel moves a cache has lost when they come up again."""
+    beyond = (moved / max(cache, 1) - WHOLLY_HELD) / (WHOLLY_SPILLED - WHOLLY_HELD)
+    share: NDArray[np.float64] = np.clip(beyond, 0.0, 1.0)
+    return share
 
 
 def _fits(stored: NDArray[np.int64], cache: int) -> NDArray[np.float64]:

@@ -215,7 +215,7 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
     if not samples_s:
         return None
     sums = np.array(measured), np.array(predicted), np.array(from_memory).swapaxes(0, 1), np.array(counts)
-    return compose(*sums, profile.run_overhead_s, samples_s)
+    return compose(*sums, min(row.latency_s for row in profile.rows), profile.run_overhead_s, samples_s)
 
 
 def _generator(seed: int, *parts: object) -> np.random.Generator:

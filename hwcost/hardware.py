@@ -2,6 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+_MOST_L3: Final = 64 * 1024**2
+"""A guest of a large machine is told the cache of all its cores; of what one core streams, this much stays there."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Hardware:
             int8_form=int8_form,
             l1=cache_bytes.get("L1d", cls.l1),
             l2=cache_bytes.get("L2", cls.l2),
-            l3=cache_bytes.get("L3", 0 if cache_bytes else cls.l3),
+            l3=min(cache_bytes.get("L3", 0 if cache_bytes else cls.l3), _MOST_L3),
         )
 
     @property

@@ -114,7 +114,8 @@ class Timings:
     say: Callable[[str], None] = _nobody
     sleep: Callable[[float], None] = time.sleep
     _stage: int | None = None
-    _kept: OrderedDict[tuple[object, ...], Kernel] = field(default_factory=OrderedDict)
+    _kept: OrderedDict[tuple[object, ...], tuple[Kernel, int]] = field(default_factory=OrderedDict)
+    _kept_bytes: int = 0
 
     def take(self, task: Task) -> Timing:
         """One timing; what the runtime refuses, or what ends its process twice, is said in it. Raises
@@ -158,14 +159,22 @@ class Timings:
 
     def _prepared(self, task: Task, op: Operator, precision: Precision) -> Kernel:
         about = (op, precision, task.int8_form, task.seed, task.threads)
-        kernel = self._kept.get((*about, task.realisation))
-        if kernel is None:
-            kernel = prepare(
-                op, precision, task.int8_form, task.seed, self.runtime, task.threads, realisation=task.realisation
-            )
-            self._kept[*about, kernel.realisation] = replace(kernel, others={})
-        self._kept[*about, task.realisation] = kernel
-        self._kept.move_to_end((*about, task.realisation))
-        while sum(one.size_bytes for one in self._kept.values()) > _KEPT_BYTES or len(self._kept) > _KEPT_KERNELS:
-            self._kept.popitem(last=False)
+        found = self._kept.get((*about, task.realisation))
+        if found is not None:
+            self._kept.move_to_end((*about, task.realisation))
+            return found[0]
+        kernel = prepare(
+            op, precision, task.int8_form, task.seed, self.runtime, task.threads, realisation=task.realisation
+        )
+        self._keep((*about, kernel.realisation), replace(kernel, others={}))
+        self._keep((*about, task.realisation), kernel)
         return kernel
+
+    def _keep(self, about: tuple[object, ...], kernel: Kernel) -> None:
+        """Beside those used last; what was not used for longest goes where they become too many."""
+        _, before = self._kept.pop(about, (None, 0))
+        self._kept[about] = kernel, kernel.size_bytes
+        self._kept_bytes += kernel.size_bytes - before
+        while self._kept_bytes > _KEPT_BYTES or len(self._kept) > _KEPT_KERNELS:
+            _, (_, gone) = self._kept.popitem(last=False)
+            self._kept_bytes -= gone

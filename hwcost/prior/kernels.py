@@ -105,7 +105,7 @@ def residual(rng: np.random.Generator) -> Operator:
 
 def depthwise(rng: np.random.Generator) -> Operator:
     channels, kernel = draw_width(rng, 1536), pick(rng, (3, 3, 3, 5, 5, 7))
-    if rng.random() < 0.12:  # of no whole vector: another kernel
+    if rng.random() < 0.2:  # of no whole vector: another kernel
         channels |= 1
     return _convolution(rng, channels, channels, (kernel, kernel), pick(rng, (1, 1, 2)), channels)
 

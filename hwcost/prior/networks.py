@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hwcost.prior.draws import pick
 
 _OPSET: Final = 17
-_SIDES: Final = (48, 64, 96, 128, 160, 192, 224)
+_SIDES: Final = (32, 48, 64, 96, 128, 160, 192, 224)
 _MOST_MACS: Final = 700_000_000
 _BLOCKS: Final = ("plain", "residual", "bottleneck", "heavy", "inverted", "excited", "dense", "wide")
 _ACTIVATIONS: Final = {"plain": ("relu",), "inverted": ("clip", "hardswish"), "excited": ("silu", "hardswish", "relu")}
@@ -144,7 +144,7 @@ class _Network:
         self.node("Flatten", self.x)
         self.channels *= self.side**2
         for _ in range(2):
-            self.gemm(pick(self.rng, (256, 512, 1024, 2048)))
+            self.gemm(pick(self.rng, (512, 1024, 2048, 4096)))
             self.activate("relu")
         return self.model(pooled=False)
 
@@ -189,7 +189,7 @@ def random_network(seed: int, index: int) -> onnx.ModelProto:
         activation = pick(rng, _ACTIVATIONS.get(kind, ("relu",)))
         width = pick(rng, (8, 12, 16, 24, 32, 48, 64))
         if kind == "wide":  # weights in the late layers, as deep residual networks have them
-            network, kind, width = _Network(rng, pick(rng, _SIDES[:4])), "bottleneck", pick(rng, (160, 224, 288))
+            network, kind, width = _Network(rng, pick(rng, _SIDES[:4])), "bottleneck", pick(rng, (224, 320, 448))
             network.conv(width // 4, 3, 2, activation=activation)
         network.conv(width, pick(rng, (3, 3, 5, 7)), 2, activation=activation)
         if network.side > 64:

@@ -52,7 +52,7 @@ class Made:
     def compose(self, take: slice = slice(None)) -> Composition:
         samples_s: list[list[float]] = (self.whole_s * self.passes).T[take].tolist()
         sums = (self.measured[take], self.predicted[take], self.candidates[:, take], self.counts[take])
-        return compose(*sums, OVERHEAD_S, samples_s)
+        return compose(*sums, -2 * KERNEL_S, OVERHEAD_S, samples_s)
 
     def said(self, found: Composition, sums: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The networks' seconds as a composition says them."""
