@@ -37,7 +37,10 @@ _PRIOR_ROWS: Final = 10
 """Rows of the overall error that every family's error starts from."""
 _WORST: Final = math.log(2.0)
 _ENOUGH: Final = 6
-"""Rows from which on a kind of kernel is drawn as often as the prior has it; half as many with as many bytes."""
+_ENOUGH_ALIKE: Final = 2
+"""Rows from which on a kind of kernel is drawn as often as the prior has it: in all, and that move as many bytes."""
+_REACHES: Final = (WHOLLY_HELD, WHOLLY_SPILLED, 2 * WHOLLY_SPILLED)
+"""What moves between so many times the second cache is alike; nothing is rare beyond the last, where timing is dear."""
 _AHEAD: Final = 100
 """Among so many next operators of a family those of rare kinds are looked for."""
 
@@ -93,7 +96,11 @@ class AdaptiveSample:
 
         def held(found: tuple[Request, ...]) -> int:
             kinds = (self._rows[family(op), precision] for op, precision in found)
-            alike = (2 * self._alike[family(op), precision, self._reach(op, precision)] for op, precision in found)
+            alike = (
+                _ENOUGH // _ENOUGH_ALIKE * self._alike[family(op), precision, reach]
+                for op, precision in found
+                if (reach := self._reach(op, precision)) < len(_REACHES)
+            )
             return min([_ENOUGH, *kinds, *alike])
 
         found = ahead.pop(min(range(len(ahead)), key=lambda place: held(ahead[place])))
@@ -102,9 +109,7 @@ class AdaptiveSample:
         return found
 
     def _reach(self, op: Operator, precision: Precision) -> int:
-        """Of what a kernel moves the second cache holds all (0), some (1) or nothing (2) until it comes up again."""
-        moved = bytes_moved(op, precision)
-        return (moved > WHOLLY_HELD * self._l2) + (moved > WHOLLY_SPILLED * self._l2)
+        return sum(bytes_moved(op, precision) > times * self._l2 for times in _REACHES)
 
     def state(self) -> str:
         """The error of the quick predictor on what it had not seen, in words; nothing before the first."""

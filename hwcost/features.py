@@ -149,8 +149,8 @@ RISING = (
 """The columns of which more never takes less time while all others stay."""
 
 WHOLLY_HELD, WHOLLY_SPILLED = 1 / 3, 5 / 3
-"""A kernel is timed in three places in turn: its first bytes are lost when it moves so much of a cache, its last when it
-moves so much (copies, sums and maps of 0.2 to 5 MiB beside 2 MiB of cache)."""
+"""A kernel is timed in three places in turn: its first bytes are lost when it moves so much of a cache, its last when
+it moves so much; seen with copies, sums and maps of 0.2 to 5 MiB beside 2 MiB of cache."""
 _WAYS = 8
 """Of a cache's lines, so many may lie a power of two of bytes apart; what has twelve or sixteen is near enough."""
 _VECTOR = 16

@@ -1,7 +1,8 @@
 """Random convolutional networks, to learn on what whole networks cost beyond the sum of their kernels.
 
-Plain, residual, inverted (with or without squeeze-and-excitation) and dense blocks behind a stem, a classifier behind
-them, at the sizes of published networks; weights and batch norms are random, and no network is a published one.
+Plain, residual, inverted (with or without squeeze-and-excitation), dense, branched, shuffled and channels-last blocks
+behind a stem, a classifier behind them; encoders with a decoder; and attention over patches: at the sizes of published
+networks. Weights and batch norms are random, and no network is a published one.
 """
 
 import math
@@ -18,7 +19,20 @@ from hwcost.prior.draws import pick
 _OPSET: Final = 17
 _SIDES: Final = (32, 48, 64, 96, 128, 160, 192, 224)
 _MOST_MACS: Final = 700_000_000
-_BLOCKS: Final = ("plain", "residual", "bottleneck", "heavy", "inverted", "excited", "dense", "wide")
+_BLOCKS: Final = (
+    "plain",
+    "branched",
+    "inverted",
+    "heavy",
+    "dense",
+    "attention",
+    "residual",
+    "shuffled",
+    "excited",
+    "wide",
+    "pyramid",
+    "channels last",
+)
 _ACTIVATIONS: Final = {"plain": ("relu",), "inverted": ("clip", "hardswish"), "excited": ("silu", "hardswish", "relu")}
 
 
@@ -48,13 +62,15 @@ class _Network:
         return name
 
     def conv(self, made: int, kernel: int, stride: int = 1, groups: int = 1, activation: str = "") -> str:
+        """Padded to keep the plane; an even window, as patches have, is not."""
+        pad = kernel // 2 * (kernel % 2)
         shape = (made, self.channels // groups, kernel, kernel)
         scale = math.sqrt(2 / math.prod(shape[1:]))
         weights = self.constant(self.rng.normal(0, scale, shape).astype(np.float32))
         bias = self.constant(self.rng.normal(0, 0.1, made).astype(np.float32))
-        sizes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4, "group": groups}
+        sizes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4, "group": groups}
         self.node("Conv", self.x, weights, bias, **sizes)
-        self.side = (self.side + 2 * (kernel // 2) - kernel) // stride + 1
+        self.side = (self.side + 2 * pad - kernel) // stride + 1
         self.channels = made
         self.macs += math.prod(shape) * self.side**2
         return self.activate(activation)
@@ -78,6 +94,95 @@ class _Network:
         values += [self.rng.normal(0, 0.1, shape), self.rng.uniform(0.5, 1.5, shape)]
         return self.node("BatchNormalization", self.x, *(self.constant(v.astype(np.float32)) for v in values))
 
+    def layer_norm(self) -> str:
+        ones, zeros = (self.constant(np.full(self.channels, value, np.float32)) for value in (1, 0))
+        return self.node("LayerNormalization", self.x, ones, zeros, axis=-1)
+
+    def dense(self, made: int) -> str:
+        """The same product for every token or pixel, with a bias."""
+        self.macs += self.channels * made * self.side**2
+        weights = self.rng.normal(0, math.sqrt(1 / self.channels), (self.channels, made))
+        self.node("MatMul", self.x, self.constant(weights.astype(np.float32)))
+        self.channels = made
+        return self.node("Add", self.x, self.constant(self.rng.normal(0, 0.1, made).astype(np.float32)))
+
+    def perceptron(self, times: int) -> str:
+        """Wider and back, with a GELU as exporters write it."""
+        width = self.channels
+        x = self.dense(times * width)
+        root, one, half = (self.constant(np.full((), value, np.float32)) for value in (math.sqrt(2), 1, 0.5))
+        self.node("Add", self.node("Erf", self.node("Div", x, root)), one)
+        self.node("Mul", self.node("Mul", x, self.x), half)
+        return self.dense(width)
+
+    def reshape(self, *shape: int) -> str:
+        return self.node("Reshape", self.x, self.constant(np.array(shape, np.int64)))
+
+    def attend(self, tokens: int, heads: int) -> None:
+        """A block of a transformer encoder (arXiv 1706.03762), norms first."""
+        before, width = self.x, self.channels
+        normed, parts = self.layer_norm(), []
+        for order in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
+            self.x = normed
+            self.dense(width)
+            self.reshape(1, tokens, heads, width // heads)
+            parts.append(self.node("Transpose", self.x, perm=order))
+        scale = self.constant(np.full((), math.sqrt(width / heads), np.float32))
+        self.node("Softmax", self.node("Div", self.node("MatMul", *parts[:2]), scale), axis=-1)
+        self.node("Transpose", self.node("MatMul", self.x, parts[2]), perm=[0, 2, 1, 3])
+        self.reshape(1, tokens, width)
+        before = self.node("Add", self.dense(width), before)
+        self.layer_norm()
+        self.node("Add", self.perceptron(pick(self.rng, (2, 4))), before)
+
+    def branches(self, width: int, stride: int, activation: str) -> None:
+        """Windows of several sizes beside each other (arXiv 1409.4842)."""
+        before, taken, side, ends = self.x, self.channels, self.side, list[str]()
+        parts = [max(round(width * share / 8), 1) * 8 for share in (0.25, 0.4, 0.2, 0.15)]
+        for kernels, part in zip(((1,), (1, 3), (1, 3, 3), ()), parts, strict=True):
+            self.x, self.channels, self.side = before, taken, side
+            if not kernels:
+                self.node("MaxPool", self.x, kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1])
+                kernels = (1,)
+            for place, kernel in enumerate(kernels):
+                self.conv(part, kernel, stride if place == len(kernels) - 1 else 1, activation=activation)
+            ends.append(self.x)
+        self.node("Concat", *ends, axis=1)
+        self.channels = sum(parts)
+
+    def shuffle(self, width: int, stride: int, activation: str) -> None:
+        """Half of the channels go through, half through convolutions, and they are mixed (arXiv 1807.11164)."""
+        half = self.channels // 2
+        if stride == 2 or self.channels % 2 or width != self.channels:
+            half = width // 2
+            self.conv(2 * half, 1, activation=activation)
+            if stride == 2:
+                self.conv(2 * half, 3, 2, 2 * half)
+        name = f"t{len(self.nodes)}"
+        split = helper.make_node("Split", [self.x], [name, f"{name}b"], name=f"Split{len(self.nodes)}", axis=1)
+        self.nodes.append(split)
+        self.x, self.channels = f"{name}b", half
+        self.conv(half, 1, activation=activation)
+        self.conv(half, 3, 1, half)
+        self.conv(half, 1, activation=activation)
+        self.node("Concat", name, self.x, axis=1)
+        self.channels = 2 * half
+        self.reshape(1, 2, half, self.side, self.side)
+        self.node("Transpose", self.x, perm=[0, 2, 1, 3, 4])
+        self.reshape(1, 2 * half, self.side, self.side)
+
+    def last(self, width: int, stride: int, kernel: int) -> None:
+        """A depthwise window, then a perceptron over channels that lie last (arXiv 2201.03545)."""
+        if stride == 2 or width != self.channels:
+            self.conv(width, stride, stride)
+        before = self.x
+        self.conv(width, kernel + 2, 1, width)
+        self.node("Transpose", self.x, perm=[0, 2, 3, 1])
+        self.layer_norm()
+        self.perceptron(pick(self.rng, (3, 4)))
+        self.node("Transpose", self.x, perm=[0, 3, 1, 2])
+        self.node("Add", self.x, before)
+
     def excite(self) -> str:
         """Squeeze-and-excitation (arXiv 1709.01507)."""
         x, channels, side = self.x, self.channels, self.side
@@ -91,6 +196,15 @@ class _Network:
 
     def block(self, kind: str, width: int, stride: int, kernel: int, activation: str) -> None:
         before, taken = self.x, self.channels
+        if kind == "branched":
+            self.branches(width, stride, activation)
+            return
+        if kind == "shuffled":
+            self.shuffle(width, stride, activation)
+            return
+        if kind == "channels last":
+            self.last(width, stride, kernel)
+            return
         if kind == "plain":
             self.conv(width, kernel, stride, activation="relu")
             return
@@ -148,6 +262,42 @@ class _Network:
             self.activate("relu")
         return self.model(pooled=False)
 
+    def attention(self) -> onnx.ModelProto:
+        """Patches of an image as tokens (arXiv 2010.11929)."""
+        patch = pick(self.rng, (8, 16)) if self.side <= 128 else 16
+        heads = pick(self.rng, (2, 3, 4, 6))
+        self.conv(heads * pick(self.rng, (32, 48, 64)), patch, patch)
+        tokens = self.side**2
+        self.reshape(1, self.channels, tokens)
+        self.node("Transpose", self.x, perm=[0, 2, 1])
+        for _ in range(int(self.rng.integers(3, 7))):
+            self.attend(tokens, heads)
+        self.layer_norm()
+        self.node("ReduceMean", self.x, axes=[1], keepdims=0)
+        return self.model(pooled=False)
+
+    def pyramid(self) -> onnx.ModelProto:
+        """An encoder and a decoder that sees what the encoder saw (arXiv 1505.04597)."""
+        width = pick(self.rng, (8, 12, 16, 24, 32))
+        seen: list[tuple[str, int]] = []
+        for _ in range(int(self.rng.integers(2, 4))):
+            self.conv(width, 3, activation="relu")
+            self.conv(width, 3, activation="relu")
+            seen.append((self.x, width))
+            self.node("MaxPool", self.x, kernel_shape=[2, 2], strides=[2, 2])
+            self.side //= 2
+            width = round(width * self.rng.uniform(1.4, 2) / 8) * 8
+        self.conv(width, 3, activation="relu")
+        for x, width in reversed(seen):
+            self.conv(width, 1)
+            scales = self.constant(np.array([1, 1, 2, 2], np.float32))
+            self.node("Resize", self.x, "", scales, mode="nearest")
+            self.node("Concat", x, self.x, axis=1)
+            self.side *= 2
+            self.channels = 2 * width
+            self.conv(width, 3, activation="relu")
+        return self.model()
+
     def gemm(self, made: int) -> str:
         scale = math.sqrt(2 / self.channels)
         weights = self.constant(
@@ -186,6 +336,11 @@ def random_network(seed: int, index: int) -> onnx.ModelProto:
         kind = _BLOCKS[index % len(_BLOCKS)]
         if kind == "heavy":
             return network.heavy()
+        if kind in ("attention", "pyramid"):
+            model = network.attention() if kind == "attention" else network.pyramid()
+            if network.macs <= _MOST_MACS:
+                return model
+            continue
         activation = pick(rng, _ACTIVATIONS.get(kind, ("relu",)))
         width = pick(rng, (8, 12, 16, 24, 32, 48, 64))
         if kind == "wide":  # weights in the late layers, as deep residual networks have them
