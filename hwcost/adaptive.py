@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwcost.errors import FitError
-from hwcost.features import WHOLLY_HELD, WHOLLY_SPILLED, family, feature_matrix
+from hwcost.features import family, feature_matrix
 from hwcost.fit import grouped_folds
-from hwcost.hardware import Hardware
+from hwcost.hardware import WHOLLY_HELD, WHOLLY_SPILLED, Hardware
 from hwcost.ops import Operator, Precision, bytes_moved
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES

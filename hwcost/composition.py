@@ -4,9 +4,10 @@ A kernel timed alone, again and again, finds caches and branch predictors as it 
 and what that costs depends on what it does: arithmetic in registers hardly notices, moving data does. So every class of
 kernels has a factor, close to 1, and every change from one kernel to another may cost more or less than rows hold. And
 a kernel timed alone finds its weights and tensors in a cache, which those of a large network push out: so weights and
-large tensors cost time by the byte, the more the larger what a call touches, its working set. All this is what makes
-the predictions of the measured networks right; how large a working set the caches hold is what makes those right that
-were left out.
+large tensors cost time by the byte, the more the larger what a call touches, its working set. What only moves or maps
+tensors finds them in the second cache when it is timed, and often not in a network, whatever that needs in all. All
+this is what makes the predictions of the measured networks right; how large a working set the caches hold is what makes
+those right that were left out.
 """
 
 import math
@@ -17,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
+from hwcost.hardware import spilled
 from hwcost.ops import Node, Operator, Precision, bytes_moved, weight_bytes
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
-Stream = Literal["weights", "activations"]
-"""What a kernel reads or writes that caches may have lost."""
+Stream = Literal["weights used once", "weights used again", "tensors", "near tensors"]
+"""What a kernel reads or writes that caches may have lost: weights, by how often each is multiplied, since what waits
+for every byte of its weights does so when it is timed alone too; tensors that the last cache loses; and those that the
+second one loses, of kernels that only move or map data."""
 
 Layers = Iterable[tuple[Operator, Precision, int]]
 """Kernels at their realised precision, and how often one call executes each."""
@@ -32,7 +36,7 @@ CLASSES: Final = get_args(KernelClass)
 STREAMS: Final = get_args(Stream)
 HELD_BYTES: Final = tuple(2**power * 1024**2 for power in range(5))
 """Working sets that caches may hold all of, 1 to 16 MiB: which of them is chosen by networks left out."""
-_SPREADS: Final = np.array([0.05] * len(CLASSES) + [5e-11, 2e-11] + [0.4])
+_SPREADS: Final = np.array([0.05] * len(CLASSES) + [5e-11, 5e-11, 2e-11, 2e-11] + [0.4])
 """Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and per kernel, the
 last in shortest kernels."""
 _KERNEL: Final = -0.3
@@ -50,6 +54,10 @@ _LOST: Final = 8
 """A working set of so many times what the caches hold finds nothing of it there."""
 _TENSORS: Final = 2
 """A working set is all weights, and so many times the tensors that the kernel with the largest reads and writes."""
+_REUSE: Final = 8.0
+"""Multiplications per weight below which a kernel waits for its weights."""
+_AROUND: Final = 4
+"""Until a place is used again, a network moves about so many times what the kernel does that uses it."""
 _NEAR_BYTES: Final = 0.25 * 1024**2, 2 * 1024**2
 """Tensors of a kernel that are still near when the next one reads them, all and none."""
 _ALONE_BYTES: Final = 32 * 1024**2, 64 * 1024**2
@@ -58,9 +66,9 @@ _ALONE_BYTES: Final = 32 * 1024**2, 64 * 1024**2
 
 class Composition(BaseModel):
     """What was learnt: a factor per class of kernels, seconds that every kernel takes longer (or less long) among
-    others, the working set in bytes up to which caches hold all of it, seconds per byte that they do not hold, and the
-    half-widths (natural logarithm) of a network's interval, where its kernels were measured and where they are
-    predicted."""
+    others, the working set in bytes up to which caches hold all of it, the bytes of the second cache, seconds per byte
+    that they do not hold, and the half-widths (natural logarithm) of a network's interval, where its kernels were
+    measured and where they are predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -68,6 +76,7 @@ class Composition(BaseModel):
     factors: dict[KernelClass, PositiveFloat]
     kernel_s: float
     held_bytes: PositiveFloat
+    near_bytes: PositiveFloat
     memory_s_per_byte: dict[Stream, NonNegativeFloat]
     measured_width: NonNegativeFloat
     predicted_width: NonNegativeFloat
@@ -79,7 +88,7 @@ class Composition(BaseModel):
     def memory_s(self, layers: Layers) -> float:
         """Seconds of one call that a network costs because caches do not hold its weights and tensors."""
         rates = [self.memory_s_per_byte[name] for name in STREAMS]
-        return float(bytes_from_memory(layers, self.held_bytes) @ np.array(rates))
+        return float(bytes_from_memory(layers, self.held_bytes, self.near_bytes) @ np.array(rates))
 
 
 def kernel_class(op: Operator, precision: Precision) -> KernelClass:
@@ -89,20 +98,27 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
     return "float product" if op.macs else "float data"
 
 
-def bytes_from_memory(layers: Layers, held_bytes: float) -> Values:
+def bytes_from_memory(layers: Layers, held_bytes: float, near_bytes: float) -> Values:
     """Bytes that one call of a network moves although kernels timed alone found them in a cache, [streams], where
-    caches hold a working set of `held_bytes`."""
-    weights = tensors = largest = 0.0
+    caches hold a working set of `held_bytes` and the second one has `near_bytes`."""
+    once = again = tensors = near = total = largest = 0.0
     all_weights = 0
     for op, precision, count in layers:
         moved = bytes_moved(op, precision) - weight_bytes(op, precision)
         stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weight_bytes(op, precision)  # not its table
-        weights += count * stored * (1 - _between(stored, *_ALONE_BYTES))
+        cold = count * stored * (1 - _between(stored, *_ALONE_BYTES))
+        waits = min(_REUSE * op.weights / max(op.macs, 1), 1.0)
+        once += cold * waits
+        again += cold * (1 - waits)
         tensors += count * moved * _between(moved, *_NEAR_BYTES)
+        if not op.macs:
+            lost_alone, lost_inside = spilled(np.array([moved, _AROUND * (moved + stored)]), near_bytes).tolist()
+            near += count * moved * (lost_inside - lost_alone)
         all_weights += count * stored
+        total += count * (moved + stored)
         largest = max(largest, moved)
     lost = _between(all_weights + _TENSORS * largest, held_bytes, _LOST * held_bytes)
-    return np.array([weights, tensors]) * lost
+    return np.array([once * lost, again * lost, tensors * lost, near * float(spilled(total, near_bytes))])
 
 
 def _between(size: float, low: float, high: float) -> float:
@@ -150,13 +166,16 @@ def compose(
     predicted: Values,
     from_memory: Values,
     counts: Values,
-    shortest_s: float,
-    overhead_s: float,
     samples_s: Sequence[Sequence[float]],
+    *,
+    overhead_s: float,
+    shortest_s: float,
+    near_bytes: float,
 ) -> Composition:
     """From sums of kernels in seconds by class [networks, classes], as measured and as predicted without having been
-    fitted on; bytes from memory for each of `HELD_BYTES` [held, networks, streams]; kernels that one call executes
-    [networks], the shortest of the profile taking `shortest_s`; and the networks' own seconds, of every pass.
+    fitted on; bytes from memory for each of `HELD_BYTES` and for `near_bytes` [held, networks, streams]; kernels that
+    one call executes [networks]; and the networks' own seconds, of every pass. A call costs `overhead_s`, the shortest
+    kernel of the profile `shortest_s`.
 
     All follows from the measured sums and the fastest passes; `held_bytes` is the one with the smallest errors of
     networks left out, outliers cut. A half-width is the 90 % quantile of such errors against each of the passes, for
@@ -177,6 +196,7 @@ def compose(
         factors=dict(zip(CLASSES, (1 + change[: len(CLASSES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]) * shortest_s,
         held_bytes=HELD_BYTES[best],
+        near_bytes=near_bytes,
         memory_s_per_byte=dict(zip(STREAMS, change[_RATES].tolist(), strict=True)),
         measured_width=widths[0],
         predicted_width=max(widths),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwcost.hardware import Hardware
+from hwcost.hardware import Hardware, spilled
 from hwcost.ops import Conv, Gemm, Node, Operator, Pool, Precision
 from hwcost.profiles import Int8Form, Machine
 from hwcost.sizes import ROUTES, SIZES, operands, reduced_axes, sizes, sound, turned_softmax
@@ -148,9 +148,6 @@ RISING = (
 )
 """The columns of which more never takes less time while all others stay."""
 
-WHOLLY_HELD, WHOLLY_SPILLED = 1 / 3, 5 / 3
-"""A kernel is timed in three places in turn: its first bytes are lost when it moves so much of a cache, its last when
-it moves so much; seen with copies, sums and maps of 0.2 to 5 MiB beside 2 MiB of cache."""
 _WAYS = 8
 """Of a cache's lines, so many may lie a power of two of bytes apart; what has twelve or sixteen is near enough."""
 _VECTOR = 16
@@ -392,15 +389,8 @@ def _general(
         "write_alignment": np.where(s["planes"] > 0, _log(write_step), 0.0),
         **{f"bytes_in_{name}": _fits(moved, size) for name, size in caches.items()},
         "weights_in_l2": _fits(stored, hardware.l2),
-        **{f"log_spilled_{name}": _log(moved * _spilled(moved, size)) for name, size in caches.items()},
+        **{f"log_spilled_{name}": _log(moved * spilled(moved, size)) for name, size in caches.items()},
     }
-
-
-def _spilled(moved: NDArray[np.int64], cache: int) -> NDArray[np.float64]:
-    """Which share of the bytes that a kernel moves a cache has lost when they come up again."""
-    beyond = (moved / max(cache, 1) - WHOLLY_HELD) / (WHOLLY_SPILLED - WHOLLY_HELD)
-    share: NDArray[np.float64] = np.clip(beyond, 0.0, 1.0)
-    return share
 
 
 def _fits(stored: NDArray[np.int64], cache: int) -> NDArray[np.float64]:

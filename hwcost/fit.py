@@ -31,8 +31,8 @@ from hwcost.predictors.borrowed import BorrowedPredictor
 from hwcost.predictors.linear import TiledPredictor
 from hwcost.profiles import PrecisionField, Profile, Row, Source
 
-# 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set.
-FIT_VERSION: Final = 3
+# 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
+FIT_VERSION: Final = 4
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -98,7 +98,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[3] = FIT_VERSION
+    version: Literal[4] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int
@@ -195,6 +195,7 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
     from_memory: list[list[Values]] = []
     counts: list[int] = []
     samples_s: list[tuple[float, ...]] = []
+    near_bytes = max(hardware_of(profile.machine, profile.int8_form).l2, 1)
     for network in profile.networks:
         rows = [profile.find(part.operator, part.precision) for part in network.parts]
         if any(row is None for row in rows):
@@ -209,13 +210,21 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
         measured.append(seconds[0])
         predicted.append(seconds[1])
         layers = [(part.operator, part.precision, part.count) for part in network.parts]
-        from_memory.append([bytes_from_memory(layers, held_bytes) for held_bytes in HELD_BYTES])
+        from_memory.append([bytes_from_memory(layers, held_bytes, near_bytes) for held_bytes in HELD_BYTES])
         counts.append(sum(part.count for part in network.parts))
         samples_s.append(network.samples_s)
     if not samples_s:
         return None
-    sums = np.array(measured), np.array(predicted), np.array(from_memory).swapaxes(0, 1), np.array(counts)
-    return compose(*sums, min(row.latency_s for row in profile.rows), profile.run_overhead_s, samples_s)
+    return compose(
+        np.array(measured),
+        np.array(predicted),
+        np.array(from_memory).swapaxes(0, 1),
+        np.array(counts),
+        samples_s,
+        overhead_s=profile.run_overhead_s,
+        shortest_s=min(row.latency_s for row in profile.rows),
+        near_bytes=near_bytes,
+    )
 
 
 def _generator(seed: int, *parts: object) -> np.random.Generator:

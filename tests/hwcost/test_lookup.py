@@ -33,6 +33,7 @@ def composed() -> CostModel:
         factors=dict(zip(CLASSES, factors, strict=True)),
         kernel_s=-1e-7,
         held_bytes=2**21,
+        near_bytes=2**30,
         memory_s_per_byte=dict.fromkeys(STREAMS, 1e-10),
         measured_width=0.05,
         predicted_width=0.2,

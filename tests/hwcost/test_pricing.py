@@ -21,7 +21,13 @@ COMPOSITIONS = Composition(
     factors={"float product": 1.5, "int8 product": 1.25, "float data": 0.5, "int8 data": 0.75},
     kernel_s=1e-7,
     held_bytes=2**21,
-    memory_s_per_byte={"weights": 3e-10, "activations": 2e-11},
+    near_bytes=2**30,
+    memory_s_per_byte={
+        "weights used once": 4e-10,
+        "weights used again": 3e-10,
+        "tensors": 2e-11,
+        "near tensors": 1e-11,
+    },
     measured_width=0.05,
     predicted_width=0.2,
 )
@@ -183,11 +189,11 @@ def test_the_parts_of_a_network_add_up_to_its_interval(
 
 
 def test_weights_that_caches_do_not_hold_cost_a_network_time(model: CostModel, composed: CostModel) -> None:
-    large = Conv(512, 512, 2, 2, (3, 3), pads=(1, 1, 1, 1))
+    large = Conv(512, 512, 2, 2, (3, 3), pads=(1, 1, 1, 1))  # of every weight, four products
     layers = [(large, Precision(4, 8))] * 20  # which run as int8 kernels, whose weights are 8 bits wide
     total = composed.price_all(layers)
     weight_bytes = 20 * (large.weights + 8 * large.channels)
-    assert total.memory_s == pytest.approx(weight_bytes * COMPOSITIONS.memory_s_per_byte["weights"])
+    assert total.memory_s == pytest.approx(weight_bytes * COMPOSITIONS.memory_s_per_byte["weights used once"])
     kernels_s = sum(price.latency_s for price in total.prices)
     assert total.latency_s == pytest.approx(total.run_overhead_s + total.memory_s + kernels_s)
     assert total.low_s < total.latency_s < total.high_s
