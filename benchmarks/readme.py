@@ -9,6 +9,7 @@ No figure of the README is typed by hand, so none can be older than its benchmar
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -194,6 +195,32 @@ def predictors(document: dict[str, Any]) -> str:
             ),
             "Networks by profiling time, every kernel predicted, a random share of the operators:",
             table(("profiling", "rows", "mean error", "within 5 %", "within 10 %"), sizes),
+            circumstances(document),
+        )
+    )
+
+
+def another(document: dict[str, Any]) -> str:
+    """The same benchmark on another machine, in short."""
+    columns = ("latency from", "networks", "mean error", "worst", "within 5 %", "within 10 %", "in its interval")
+    rows = []
+    for name, groups in document["ways"].items():
+        for bits in ("fp32", "int8", "all") if groups["all"]["inside_interval"] is not None else ("all",):
+            one = groups[bits]
+            shares = (one["mape"], one["worst"], one["within_5"], one["within_10"], one["inside_interval"])
+            rows.append((f"{name}, {bits}", str(one["networks"]), *map(percent, shares)))
+    caches = document["machine"]["cache_bytes"]
+    held = ", ".join(f"{name} {size / 2**20:.3g} MiB" for name, size in caches.items())
+    single, misses = document["kernels_of_networks"], document["misses"]
+    kernels, composed = (statistics.median(abs(one[name]) for one in misses) for name in ("kernels", "composition"))
+    return "\n\n".join(
+        (
+            f"The same on a processor of another kind ({held}):",
+            table(columns, rows),
+            f"Of its kernels {percent(single['all']['within_10'])} are predicted within 10 %, of those over 20 us "
+            f"{percent(single['large']['within_10'])}. In the {len(misses)} networks that are more than 10 % off "
+            f"kernels account for {percent(kernels)} in the median, and for {percent(composed)} what their measured sum "
+            "misses: there a kernel costs more beside others than alone (docs/log.md).",
             circumstances(document),
         )
     )
@@ -688,6 +715,7 @@ BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "devices": lambda results: devices(json.loads((results / "devices.json").read_text(encoding="utf-8"))),
     "lookup": lambda results: lookup(json.loads((results / "lookup.json").read_text(encoding="utf-8"))),
     "predictors": lambda results: predictors(json.loads((results / "predictors.json").read_text(encoding="utf-8"))),
+    "another": lambda results: another(json.loads((results / "predictors_another.json").read_text(encoding="utf-8"))),
     "models": lambda results: models(json.loads((results / "models.json").read_text(encoding="utf-8"))),
     "remote": lambda results: remote(json.loads((results / "remote.json").read_text(encoding="utf-8"))),
     "search": lambda results: search(json.loads((results / "search.json").read_text(encoding="utf-8"))),
