@@ -210,7 +210,7 @@ def another(document: dict[str, Any]) -> str:
             shares = (one["mape"], one["worst"], one["within_5"], one["within_10"], one["inside_interval"])
             rows.append((f"{name}, {bits}", str(one["networks"]), *map(percent, shares)))
     caches = document["machine"]["cache_bytes"]
-    held = ", ".join(f"{name} {size / 2**20:.3g} MiB" for name, size in caches.items())
+    held = ", ".join(f"{name} {caches[name] / 2**20:.3g} MiB" for name in ("L2", "L3") if name in caches)
     single, misses = document["kernels_of_networks"], document["misses"]
     kernels, composed = (statistics.median(abs(one[name]) for one in misses) for name in ("kernels", "composition"))
     return "\n\n".join(
@@ -219,8 +219,8 @@ def another(document: dict[str, Any]) -> str:
             table(columns, rows),
             f"Of its kernels {percent(single['all']['within_10'])} are predicted within 10 %, of those over 20 us "
             f"{percent(single['large']['within_10'])}. In the {len(misses)} networks that are more than 10 % off "
-            f"kernels account for {percent(kernels)} in the median, and for {percent(composed)} what their measured sum "
-            "misses: there a kernel costs more beside others than alone (docs/log.md).",
+            f"kernels account for {percent(kernels)} in the median, and what their measured sum misses for "
+            f"{percent(composed)}: there a kernel costs more beside others than alone (docs/log.md).",
             circumstances(document),
         )
     )

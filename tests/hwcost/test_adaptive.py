@@ -8,7 +8,8 @@ import numpy as np
 
 from hwcost.adaptive import AdaptiveSample, held_out_errors
 from hwcost.features import family
-from hwcost.ops import INT8, Conv, Pool
+from hwcost.hardware import Hardware
+from hwcost.ops import FLOAT, INT8, Conv, Pool, bytes_moved
 from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams, sampled_requests
 from hwcost.testing import plausible_latency_s
@@ -71,6 +72,16 @@ def test_kinds_of_kernel_that_the_prior_seldom_draws_have_rows_enough_to_be_fitt
         assert len(rows) == 9  # nearest, linear and cubic; channels first or last; bytes or floats
         assert min(rows.values()) >= 2 and sorted(rows.values())[1] >= 4
         assert max(rows.values()) <= 7
+
+
+def test_small_and_large_ones_of_a_kind_have_rows_beside_the_second_cache_of_the_machine() -> None:
+    cache, few, many = 2 * 1024**2, [], []
+    for seed in range(5):
+        for found, hardware in ((few, Hardware(l2=10**9)), (many, Hardware(l2=cache))):
+            sample = AdaptiveSample(seed, lambda op: ((op, FLOAT),), hardware)
+            moved = [bytes_moved(op, FLOAT) / cache for op, _ in sample.draw({"relu": 12})]
+            found.append((sum(1 / 3 < one <= 5 / 3 for one in moved), sum(5 / 3 < one <= 10 / 3 for one in moved)))
+    assert min(min(counts) for counts in many) >= 2 > min(min(counts) for counts in few)
 
 
 def test_a_family_that_has_no_more_ends_quietly() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hwcost.energy import ENERGY_LABEL, energy_j, mac_energy_j
 from hwcost.errors import InvalidOperatorError
 from hwcost.features import FEATURE_NAMES, column, family, feature_matrix
+from hwcost.hardware import Hardware, spilled
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision, bytes_moved
 from hwcost.sizes import ROUTES
 
@@ -175,3 +176,19 @@ def test_a_lookup_costs_what_it_copies_however_long_its_table_is() -> None:
     assert (short == long).all()
     assert more[column("log_read_bytes")] - short[column("log_read_bytes")] == pytest.approx(math.log(2))
     assert short[column("log_run")] == pytest.approx(math.log(96))
+
+
+def test_bytes_that_a_cache_loses_begin_at_a_third_of_it_and_rise_to_all() -> None:
+    shares = spilled(np.array([0.2, 1 / 3, 1.0, 5 / 3, 4.0]) * 2**20, 2**20)
+    assert shares == pytest.approx([0, 0, 0.5, 1, 1]) and float(spilled(2**20, 0)) == 1
+    hardware, name = Hardware(l2=2**20), column("log_spilled_l2")
+    relus = [(Elementwise("relu", (1, channels, 32, 32)), FLOAT) for channels in (32, 128, 512)]  # 0.25, 1 and 4 MiB
+    lost = np.expm1(feature_matrix(relus, hardware)[:, name]) / 2**20
+    assert lost == pytest.approx([0, 0.5, 4], abs=1e-5)
+
+
+def test_of_the_last_cache_of_a_large_machine_a_guest_counts_on_a_part() -> None:
+    def last(cache_bytes: int) -> int:
+        return Hardware.of(("avx512f",), "x86_64", {"L2": 2**21, "L3": cache_bytes}).l3
+
+    assert last(32 * 2**20) == 32 * 2**20 and last(480 * 2**20) == last(64 * 2**20) == 64 * 2**20

@@ -19,7 +19,7 @@ from hwcost.runtime import Here
 from hwcost.sampling import prior_operators
 from hwcost.whole import WholeNetwork, affordable_networks, time_network, whole_networks
 
-NETWORKS = range(8)
+NETWORKS = range(12)
 """One of each kind of block."""
 
 
