@@ -212,14 +212,15 @@ def another(document: dict[str, Any]) -> str:
     caches = document["machine"]["cache_bytes"]
     held = ", ".join(f"{name} {caches[name] / 2**20:.3g} MiB" for name in ("L2", "L3") if name in caches)
     single, misses = document["kernels_of_networks"], document["misses"]
-    kernels, composed = (statistics.median(abs(one[name]) for one in misses) for name in ("kernels", "composition"))
+    timed = [one for one in misses if not one["not_timed"]]
+    kernels, composed = (statistics.median(abs(one[name]) for one in timed) for name in ("kernels", "composition"))
     return "\n\n".join(
         (
             f"The same on a processor of another kind ({held}):",
             table(columns, rows),
             f"Of its kernels {percent(single['all']['within_10'])} are predicted within 10 %, of those over 20 us "
-            f"{percent(single['large']['within_10'])}. In the {len(misses)} networks that are more than 10 % off "
-            f"kernels account for {percent(kernels)} in the median, and what their measured sum misses for "
+            f"{percent(single['large']['within_10'])}. {len(misses)} networks are more than 10 % off. In the {len(timed)} of "
+            f"them all of whose kernels were timed, these account for {percent(kernels)} in the median, and what their measured sum misses for "
             f"{percent(composed)}: there a kernel costs more beside others than alone (docs/log.md).",
             circumstances(document),
         )
