@@ -219,9 +219,10 @@ def another(document: dict[str, Any]) -> str:
             f"The same on a processor of another kind ({held}):",
             table(columns, rows),
             f"Of its kernels {percent(single['all']['within_10'])} are predicted within 10 %, of those over 20 us "
-            f"{percent(single['large']['within_10'])}. {len(misses)} networks are more than 10 % off. In the {len(timed)} of "
-            f"them all of whose kernels were timed, these account for {percent(kernels)} in the median, and what their measured sum misses for "
-            f"{percent(composed)}: there a kernel costs more beside others than alone (docs/log.md).",
+            f"{percent(single['large']['within_10'])}. {len(misses)} networks are more than 10 % off. In the "
+            f"{len(timed)} of them all of whose kernels were timed, these account for {percent(kernels)} in the "
+            f"median, and what their measured sum misses for {percent(composed)}: there a kernel costs more beside "
+            "others than alone (docs/log.md).",
             circumstances(document),
         )
     )
