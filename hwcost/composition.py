@@ -58,7 +58,7 @@ _REUSE: Final = 8.0
 """Multiplications per weight below which a kernel waits for its weights."""
 _AROUND: Final = 4
 """Until a place is used again, a network moves about so many times what the kernel does that uses it."""
-_NEAR_BYTES: Final = 0.25 * 1024**2, 2 * 1024**2
+_SHORT_LIVED_BYTES: Final = 0.25 * 1024**2, 2 * 1024**2
 """Tensors of a kernel that are still near when the next one reads them, all and none."""
 _ALONE_BYTES: Final = 32 * 1024**2, 64 * 1024**2
 """Weights of a kernel that caches hold, all and none, where it runs alone; what they do not hold its row contains."""
@@ -110,7 +110,7 @@ def bytes_from_memory(layers: Layers, held_bytes: float, near_bytes: float) -> V
         waits = min(_REUSE * op.weights / max(op.macs, 1), 1.0)
         once += cold * waits
         again += cold * (1 - waits)
-        tensors += count * moved * _between(moved, *_NEAR_BYTES)
+        tensors += count * moved * _between(moved, *_SHORT_LIVED_BYTES)
         if not op.macs:
             lost_alone, lost_inside = spilled(np.array([moved, _AROUND * (moved + stored)]), near_bytes).tolist()
             near += count * moved * (lost_inside - lost_alone)
