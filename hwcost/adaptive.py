@@ -45,6 +45,10 @@ _AHEAD: Final = 100
 """Among so many next operators of a family those of rare kinds are looked for."""
 
 
+_Kind = tuple[str, Precision]
+_Drawn = tuple[tuple[Request, ...], tuple[tuple[_Kind, int], ...]]
+
+
 class AdaptiveSample:
     """Operators of all families, a batch at a time; `requests_of` says what is measured of one."""
 
@@ -53,10 +57,9 @@ class AdaptiveSample:
     ) -> None:
         self._seed, self._requests_of, self._hardware = seed, requests_of, hardware
         self._streams = family_streams(seed)
-        self._next: defaultdict[str, list[tuple[Request, ...]]] = defaultdict(list)
-        self._l2 = (hardware or Hardware()).l2
-        self._rows: Counter[tuple[str, Precision]] = Counter()
-        self._alike: Counter[tuple[str, Precision, int]] = Counter()
+        self._next: defaultdict[str, list[_Drawn]] = defaultdict(list)
+        self._rows: Counter[_Kind] = Counter()
+        self._alike: Counter[tuple[_Kind, int]] = Counter()
         self._dealt: Counter[str] = Counter()
         self._family: dict[Request, str] = {}
         self._errors: NDArray[np.float64] = np.zeros(0)
@@ -90,26 +93,29 @@ class AdaptiveSample:
     def _drawn(self, name: str) -> tuple[Request, ...]:
         """What is measured of the next operator of a family, one of a rare kind before others; nothing at its end."""
         ahead = self._next[name]
-        ahead += map(self._requests_of, islice(self._streams.get(name, ()), _AHEAD - len(ahead)))
+        ahead += map(self._described, islice(self._streams.get(name, ()), _AHEAD - len(ahead)))
         if not ahead:
             return ()
 
-        def held(found: tuple[Request, ...]) -> int:
-            kinds = (self._rows[family(op), precision] for op, precision in found)
-            alike = (
-                _ENOUGH // _ENOUGH_ALIKE * self._alike[family(op), precision, reach]
-                for op, precision in found
-                if (reach := self._reach(op, precision)) < len(_REACHES)
-            )
-            return min([_ENOUGH, *kinds, *alike])
+        def held(drawn: _Drawn) -> int:
+            _, kinds = drawn
+            rows = (self._rows[kind] for kind, _ in kinds)
+            alike = (_ENOUGH // _ENOUGH_ALIKE * self._alike[one] for one in kinds if one[1] < len(_REACHES))
+            return min([_ENOUGH, *rows, *alike])
 
-        found = ahead.pop(min(range(len(ahead)), key=lambda place: held(ahead[place])))
-        self._rows.update((family(op), precision) for op, precision in found)
-        self._alike.update((family(op), precision, self._reach(op, precision)) for op, precision in found)
+        found, kinds = ahead.pop(min(range(len(ahead)), key=lambda place: held(ahead[place])))
+        self._rows.update(kind for kind, _ in kinds)
+        self._alike.update(kinds)
         return found
 
-    def _reach(self, op: Operator, precision: Precision) -> int:
-        return sum(bytes_moved(op, precision) > times * self._l2 for times in _REACHES)
+    def _described(self, op: Operator) -> _Drawn:
+        """What is measured of an operator, and of each the kind and how many of `_REACHES` its bytes are beyond."""
+        found, l2 = self._requests_of(op), (self._hardware or Hardware()).l2
+        moved = (bytes_moved(op, precision) for op, precision in found)
+        reaches = (sum(size > times * l2 for times in _REACHES) for size in moved)
+        return found, tuple(
+            ((family(op), precision), reach) for (op, precision), reach in zip(found, reaches, strict=True)
+        )
 
     def state(self) -> str:
         """The error of the quick predictor on what it had not seen, in words; nothing before the first."""
