@@ -101,8 +101,9 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
 def bytes_from_memory(layers: Layers, held_bytes: float, near_bytes: float) -> Values:
     """Bytes that one call of a network moves although kernels timed alone found them in a cache, [streams], where
     caches hold a working set of `held_bytes` and the second one has `near_bytes`."""
-    once = again = tensors = near = total = largest = 0.0
+    once = again = tensors = total = largest = 0.0
     all_weights = 0
+    maps: list[tuple[float, float, float]] = []  # bytes moved in all, by one execution, and until its places come again
     for op, precision, count in layers:
         moved = bytes_moved(op, precision) - weight_bytes(op, precision)
         stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weight_bytes(op, precision)  # not its table
@@ -112,13 +113,14 @@ def bytes_from_memory(layers: Layers, held_bytes: float, near_bytes: float) -> V
         again += cold * (1 - waits)
         tensors += count * moved * _between(moved, *_SHORT_LIVED_BYTES)
         if not op.macs:
-            lost_alone, lost_inside = spilled(np.array([moved, _AROUND * (moved + stored)]), near_bytes).tolist()
-            near += count * moved * (lost_inside - lost_alone)
+            maps.append((count * moved, moved, _AROUND * (moved + stored)))
         all_weights += count * stored
         total += count * (moved + stored)
         largest = max(largest, moved)
     lost = _between(all_weights + _TENSORS * largest, held_bytes, _LOST * held_bytes)
-    return np.array([once * lost, again * lost, tensors * lost, near * float(spilled(total, near_bytes))])
+    moves, alone, inside = np.array(maps).reshape(-1, 3).T
+    near = (moves * (spilled(inside, near_bytes) - spilled(alone, near_bytes))).sum() * spilled(total, near_bytes)
+    return np.array([once * lost, again * lost, tensors * lost, near])
 
 
 def _between(size: float, low: float, high: float) -> float:
