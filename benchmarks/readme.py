@@ -114,7 +114,8 @@ def lookup(document: dict[str, Any]) -> str:
     )
 
 
-def predictors(document: dict[str, Any]) -> str:
+def ways(document: dict[str, Any]) -> str:
+    """Errors of networks by each way to predict them; those without intervals for all widths together."""
     columns = (
         "latency from",
         "networks",
@@ -132,6 +133,10 @@ def predictors(document: dict[str, Any]) -> str:
             shares = (one["mape"], one["worst"], one["within_5"], one["within_10"], one["inside_interval"])
             half = percent(one["interval_half_width"])
             rows.append((f"{name}, {bits}", str(one["networks"]), *map(percent, shares), half))
+    return table(columns, rows)
+
+
+def predictors(document: dict[str, Any]) -> str:
     kernels = [
         (one["predictor"], f"{one['rows']:,}", *(percent(one[name]) for name in ("mape", "within_5", "within_10")),
          f"{one['large_rows']:,}", percent(one["within_10_large"]))
@@ -172,7 +177,7 @@ def predictors(document: dict[str, Any]) -> str:
             f"({profile['fit_s']:.0f} s). In `{strict}` no row of an operator that occurs in any of these networks was "
             "left to fit on; `alone` is one predictor for every family, on the same rows; `nn-meter` is that paper's "
             "recipe.",
-            table(columns, rows),
+            ways(document),
             f"A network's latency is the middle one of {len(networks[0]['samples_s'])} passes, at the speed that the "
             f"machine had when profiled; by kernels timed again it ran at {min(speeds):.2f} to {max(speeds):.2f} times "
             "that (`hwcost check` brings its prediction to the speed of the moment in the same way). Against the "
@@ -202,13 +207,6 @@ def predictors(document: dict[str, Any]) -> str:
 
 def another(document: dict[str, Any]) -> str:
     """The same benchmark on another machine, in short."""
-    columns = ("latency from", "networks", "mean error", "worst", "within 5 %", "within 10 %", "in its interval")
-    rows = []
-    for name, groups in document["ways"].items():
-        for bits in ("fp32", "int8", "all") if groups["all"]["inside_interval"] is not None else ("all",):
-            one = groups[bits]
-            shares = (one["mape"], one["worst"], one["within_5"], one["within_10"], one["inside_interval"])
-            rows.append((f"{name}, {bits}", str(one["networks"]), *map(percent, shares)))
     caches = document["machine"]["cache_bytes"]
     held = ", ".join(f"{name} {caches[name] / 2**20:.3g} MiB" for name in ("L2", "L3") if name in caches)
     single, misses = document["kernels_of_networks"], document["misses"]
@@ -217,7 +215,7 @@ def another(document: dict[str, Any]) -> str:
     return "\n\n".join(
         (
             f"The same on a processor of another kind ({held}):",
-            table(columns, rows),
+            ways(document),
             f"Of its kernels {percent(single['all']['within_10'])} are predicted within 10 %, of those over 20 us "
             f"{percent(single['large']['within_10'])}. {len(misses)} networks are more than 10 % off. In the "
             f"{len(timed)} of them all of whose kernels were timed, these account for {percent(kernels)} in the "
