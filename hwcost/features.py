@@ -68,11 +68,14 @@ _GENERAL = (
     "log_costly",
     "log_whole_blocks",
     "log_block_rests",
-    "log_aliased",
+    "log_aliased_reads",
+    "log_aliased_writes",
     "log_evicted_rows_l1",
     "log_evicted_rows_l2",
     "log_evicted_columns_l1",
     "log_evicted_columns_l2",
+    "log_rest_positions",
+    "log_evicted_rests",
     "log_copied_blocks",
     "log_forgotten_branches",
     "read_alignment",
@@ -149,6 +152,7 @@ RISING = (
 """The columns of which more never takes less time while all others stay."""
 
 _WAYS = 8
+_LINE, _PAGE = 64, 4096
 """Of a cache's lines, so many may lie a power of two of bytes apart; what has twelve or sixteen is near enough."""
 _VECTOR = 16
 """Elements that a node's loop takes at once; what a run has beyond whole ones goes one by one."""
@@ -314,21 +318,28 @@ def _general(
         return np.where(s["macs"] > 0, _log(s["macs"]) - np.log(_fill(filled, tile)), 0.0)
 
     element = np.maximum(activation_bits // 8, 1) * np.maximum(s["block"], 1)
-    moves = (s["planes"] > 0) & (s["block"] == 1)
+    turned = np.where(s["rest"] > 0, s["planes"] * s["columns"] * s["rows"], s["output_elements"] * (s["planes"] > 0))
+    rests = np.where(s["rest"] > 0, s["output_elements"] - turned, 0)
+    moves = (s["planes"] + s["rest"] > 0) & (s["block"] == 1)
     whole = np.where(moves, (s["rows"] // 8) * (s["columns"] // 8) * s["planes"], 0)
-    read_step, write_step = (np.gcd(s[name] * element, 4096) for name in ("rows", "columns"))
-    aliased = (s["planes"] > 0) & (np.maximum(read_step, write_step) >= 4096)
+    read_step, write_step = (np.gcd(s[name] * element, _PAGE) for name in ("columns", "rows"))
     copied = (s["planes"] > 0) & ~np.isin(element, (1, 2, 4, 8))
 
-    def evicted(lines: str, step: str, cache: int) -> NDArray[np.float64]:
-        """Elements of transposes whose `lines`, as far apart as `step` is long, have no place in a cache: as many as
-        its ways share one, and places come again after a power of two of bytes."""
+    def lost(lines: NDArray[np.int64], step: str, cache: int) -> NDArray[np.float64]:
+        """Share of so many `lines`, as far apart as `step` is long and walked in turn, that is lost before they come up
+        again: all where more share a place than it has ways (what is kept longest goes first), with what is written
+        in between, 8 bytes a line; places come again after a power of two of bytes."""
         length = s[step] * element
         period = 2 ** max(int(math.log2(max(cache, _WAYS) / _WAYS)), 0)
-        apart = np.where(length < 64, length, np.maximum(np.gcd(length, period), 64))
-        share = np.maximum(1 - cache / np.maximum(s[lines] * apart, 1), 0)
-        return _log(s["output_elements"] * (s["planes"] > 0) * share)
+        apart = np.where(length < _LINE, length, np.maximum(np.gcd(length, period), _LINE))
+        share: NDArray[np.float64] = np.clip((lines * (apart + 8) - cache) / period, 0.0, 1.0)
+        return share
 
+    def evicted(lines: str, step: str, cache: int) -> NDArray[np.float64]:
+        """Elements of transposes whose lines are lost; half a line is there again by the time its elements are moved."""
+        return turned * lost(s[lines], step, cache) * np.clip(2 * s[step] * element / _LINE - 1, 0.0, 1.0)
+
+    read_again = evicted("rows", "columns", hardware.l1)
     caches = {"l1": hardware.l1, "l2": hardware.l2, "l3": hardware.l3}
     return {
         "log_macs": _log(s["macs"]),
@@ -378,11 +389,14 @@ def _general(
         "log_costly": _log(s["costly"] * s["output_elements"] + s["mapped"]),
         "log_whole_blocks": _log(whole),
         "log_block_rests": _log(np.where(moves, s["output_elements"] - 64 * whole, 0)),
-        "log_aliased": _log(aliased * s["output_elements"]),
-        "log_evicted_rows_l1": evicted("rows", "columns", hardware.l1),
-        "log_evicted_rows_l2": evicted("rows", "columns", hardware.l2),
-        "log_evicted_columns_l1": evicted("columns", "rows", hardware.l1),
-        "log_evicted_columns_l2": evicted("columns", "rows", hardware.l2),
+        "log_aliased_reads": _log(read_again * (read_step >= _PAGE) * _log(s["rows"] * _PAGE / max(hardware.l1, 1))),
+        "log_aliased_writes": _log(s["output_elements"] * (s["planes"] > 0) * (write_step >= _PAGE)),
+        "log_evicted_rows_l1": _log(read_again),
+        "log_evicted_rows_l2": _log(evicted("rows", "columns", hardware.l2)),
+        "log_evicted_columns_l1": _log(evicted("columns", "rows", hardware.l1)),
+        "log_evicted_columns_l2": _log(evicted("columns", "rows", hardware.l2)),
+        "log_rest_positions": _log(rests // np.maximum(s["rest"], 1)),
+        "log_evicted_rests": _log(rests * lost(s["rest"], "rows", hardware.l1)),
         "log_copied_blocks": _log(copied * (s["output_elements"] // np.maximum(s["block"], 1))),
         "log_forgotten_branches": _log(s["branches"] * np.clip(_log(s["branches"] / _REMEMBERED) / math.log(8), 0, 1)),
         "read_alignment": np.where(s["planes"] > 0, _log(read_step), 0.0),

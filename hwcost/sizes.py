@@ -60,6 +60,7 @@ SIZES = (
     "rows",
     "columns",
     "planes",
+    "rest",
     "scratch",
     "route",
     "shape",
@@ -69,14 +70,14 @@ SIZES = (
 )
 """Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
 window without weights; `taps`: places of windows along a side that lie in the plane and not in its padding, summed over
-the outputs (0: no window moves over a plane); `branches`: on elements, taken or not by what these are; `repeated`:
+the outputs (0: no window moves over a plane); `rest`: channels beyond the last whole block; `branches`: on elements, taken or not by what these are; `repeated`:
 whether a smaller tensor is taken again for every run of a larger one; `route`: 1 + the index in `ROUTES`; bytes are 0
 where the precision decides."""
 
 _NOTHING = {
     *("pad_top", "pad_left", "padding", "costly", "mapped", "clipped", "residual", "weights", "parameters", "macs"),
-    *("branches", "repeated", "read_bytes", "write_bytes", "block", "rows", "columns", "planes", "scratch", "route"),
-    *("taps_height", "taps_width", "shape"),
+    *("branches", "repeated", "read_bytes", "write_bytes", "block", "rows", "columns", "planes", "rest", "scratch"),
+    *("route", "taps_height", "taps_width", "shape"),
 }
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
@@ -120,9 +121,10 @@ def sizes(op: Operator) -> tuple[int, ...]:
             own |= {"write_bytes": 4 * op.output_elements} if op.function == "dequantize" else {}
             if op.function == "transpose":
                 own |= _transpose_sizes(op.shape, op.permutation)
-            elif op.function.startswith("reorder"):  # a transpose of every block of channels
+            elif op.function.startswith("reorder"):  # a transpose of every block of channels, and of what remains
+                whole, rest = divmod(op.shape[1], _BLOCK)
                 own |= {"block": 1, "rows": math.prod(op.shape[2:]), "columns": _BLOCK}
-                own |= {"planes": op.shape[0] * -(-op.shape[1] // _BLOCK)}
+                own |= {"planes": op.shape[0] * whole, "rest": rest}
     if not isinstance(op, (Conv, Node)):
         own |= {"weights": op.weights, "parameters": op.channels, "macs": op.macs}
         own |= {"input_elements": op.input_elements, "output_elements": op.output_elements}
