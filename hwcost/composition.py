@@ -6,8 +6,8 @@ kernels has a factor, close to 1, and every change from one kernel to another ma
 a kernel timed alone finds its weights and tensors in a cache, which those of a large network push out: so weights and
 large tensors cost time by the byte, the more the larger what a call touches, its working set. What only moves or maps
 tensors finds them in the second cache when it is timed, and often not in a network, whatever that needs in all. All
-this is what makes the predictions of the measured networks right; how large a working set the caches hold is what makes
-those right that were left out.
+this is what makes the predictions of the measured networks right; what the caches hold is what makes those right that
+were left out.
 """
 
 import math
@@ -34,8 +34,6 @@ Values = NDArray[np.float64]
 
 CLASSES: Final = get_args(KernelClass)
 STREAMS: Final = get_args(Stream)
-HELD_BYTES: Final = tuple(2**power * 1024**2 for power in range(5))
-"""Working sets that caches may hold all of, 1 to 16 MiB: which of them is chosen by networks left out."""
 _SPREADS: Final = np.array([0.05] * len(CLASSES) + [5e-11, 5e-11, 2e-11, 2e-11] + [0.4])
 """Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and per kernel, the
 last in shortest kernels."""
@@ -60,22 +58,40 @@ _AROUND: Final = 4
 """Until a place is used again, a network moves about so many times what the kernel does that uses it."""
 _SHORT_LIVED_BYTES: Final = 0.25 * 1024**2, 2 * 1024**2
 """Tensors of a kernel that are still near when the next one reads them, all and none."""
-_ALONE_BYTES: Final = 32 * 1024**2, 64 * 1024**2
-"""Weights of a kernel that caches hold, all and none, where it runs alone; what they do not hold its row contains."""
+_ALONE: Final = 2
+"""Of weights of so many times what the caches hold of a kernel that runs alone, its row contains that they wait."""
+
+
+class Held(BaseModel):
+    """What caches hold all of, in bytes: the working set of a network that finds its weights there again, and the
+    weights of a kernel that runs alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    together: PositiveFloat
+    alone: PositiveFloat
+
+
+HELD: Final = tuple(
+    Held(together=2**together * 1024**2, alone=2**alone * 1024**2) for alone in (3, 4, 5) for together in range(5)
+)
+"""What caches may hold, 1 to 16 and 8 to 32 MiB: which of these is chosen by networks left out."""
+_HELD_TENSORS: Final = 2 * 1024**2
+"""The working set that finds its tensors again. Networks left out say 1, 2 or 4 MiB, all equally well: at 16 MiB, where
+weights may still be held, the tensors of networks of few large ones are not."""
 
 
 class Composition(BaseModel):
     """What was learnt: a factor per class of kernels, seconds that every kernel takes longer (or less long) among
-    others, the working set in bytes up to which caches hold all of it, the bytes of the second cache, seconds per byte
-    that they do not hold, and the half-widths (natural logarithm) of a network's interval, where its kernels were
-    measured and where they are predicted."""
+    others, what caches hold, the bytes of the second cache, seconds per byte that they do not hold, and the half-widths
+    (natural logarithm) of a network's interval, where its kernels were measured and where they are predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     networks: int = Field(ge=1)
     factors: dict[KernelClass, PositiveFloat]
     kernel_s: float
-    held_bytes: PositiveFloat
+    held: Held
     near_bytes: PositiveFloat
     memory_s_per_byte: dict[Stream, NonNegativeFloat]
     measured_width: NonNegativeFloat
@@ -88,7 +104,7 @@ class Composition(BaseModel):
     def memory_s(self, layers: Layers) -> float:
         """Seconds of one call that a network costs because caches do not hold its weights and tensors."""
         rates = [self.memory_s_per_byte[name] for name in STREAMS]
-        return float(bytes_from_memory(layers, self.held_bytes, self.near_bytes) @ np.array(rates))
+        return float(bytes_from_memory(layers, [self.held], self.near_bytes)[0] @ np.array(rates))
 
 
 def kernel_class(op: Operator, precision: Precision) -> KernelClass:
@@ -98,34 +114,45 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
     return "float product" if op.macs else "float data"
 
 
-def bytes_from_memory(layers: Layers, held_bytes: float, near_bytes: float) -> Values:
-    """Bytes that one call of a network moves although kernels timed alone found them in a cache, [streams], where
-    caches hold a working set of `held_bytes` and the second one has `near_bytes`."""
-    once = again = tensors = total = largest = 0.0
-    all_weights = 0
-    maps: list[tuple[float, float, float]] = []  # bytes moved in all, by one execution, and until its places come again
-    for op, precision, count in layers:
-        moved = bytes_moved(op, precision) - weight_bytes(op, precision)
-        stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weight_bytes(op, precision)  # not its table
-        cold = count * stored * (1 - _between(stored, *_ALONE_BYTES))
-        waits = min(_REUSE * op.weights / max(op.macs, 1), 1.0)
-        once += cold * waits
-        again += cold * (1 - waits)
-        tensors += count * moved * _between(moved, *_SHORT_LIVED_BYTES)
-        if not op.macs:
-            maps.append((count * moved, moved, _AROUND * (moved + stored)))
-        all_weights += count * stored
-        total += count * (moved + stored)
-        largest = max(largest, moved)
-    lost = _between(all_weights + _TENSORS * largest, held_bytes, _LOST * held_bytes)
-    moves, alone, inside = np.array(maps).reshape(-1, 3).T
-    near = (moves * (spilled(inside, near_bytes) - spilled(alone, near_bytes))).sum() * spilled(total, near_bytes)
-    return np.array([once * lost, again * lost, tensors * lost, near])
+def bytes_from_memory(layers: Layers, caches: Sequence[Held], near_bytes: float) -> Values:
+    """Bytes that one call of a network moves although kernels timed alone found them in a cache, [caches, streams], for
+    all that caches may hold and the second one's `near_bytes`."""
+    kernels = np.array([_kernel(*layer) for layer in layers]).reshape(-1, 5).T
+    count, moved, stored, waits, maps = kernels
+    total, all_weights, largest = (count * (moved + stored)).sum(), (count * stored).sum(), moved.max(initial=0.0)
+    inside, alone = _AROUND * (moved + stored), moved  # bytes until a place is used again
+    beyond = spilled(inside, near_bytes) - spilled(alone, near_bytes)
+    near = (count * moved * beyond * maps).sum() * spilled(total, near_bytes)
+    far = (count * moved * _between(moved, *_SHORT_LIVED_BYTES)).sum()
+
+    def lost(size: float) -> float:
+        return float(_between(all_weights + _TENSORS * largest, size, _LOST * size))
+
+    found = []
+    for held in caches:
+        cold = count * stored * (1 - _between(stored, held.alone, _ALONE * held.alone)) * lost(held.together)
+        found.append(((cold * waits).sum(), (cold * (1 - waits)).sum(), far * lost(_HELD_TENSORS), near))
+    return np.array(found)
 
 
-def _between(size: float, low: float, high: float) -> float:
+def _kernel(op: Operator, precision: Precision, count: int) -> tuple[float, ...]:
+    """How often it runs, bytes of the tensors and of the weights that it moves, the share of these that it waits for,
+    and whether it only moves or maps data."""
+    weights = weight_bytes(op, precision)
+    stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weights  # not its table
+    return (
+        count,
+        bytes_moved(op, precision) - weights,
+        stored,
+        min(_REUSE * op.weights / max(op.macs, 1), 1),
+        not op.macs,
+    )
+
+
+def _between(size: Values | float, low: float, high: float) -> Values:
     """0 up to `low`, 1 from `high` on, by the logarithm."""
-    return min(max(math.log(max(size, 1.0) / low) / math.log(high / low), 0.0), 1.0)
+    share: Values = np.clip(np.log(np.maximum(size, 1.0) / low) / math.log(high / low), 0.0, 1.0)
+    return share
 
 
 def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
@@ -175,14 +202,14 @@ def compose(
     near_bytes: float,
 ) -> Composition:
     """From sums of kernels in seconds by class [networks, classes], as measured and as predicted without having been
-    fitted on; bytes from memory for each of `HELD_BYTES` and for `near_bytes` [held, networks, streams]; kernels that
+    fitted on; bytes from memory for each of `HELD` and for `near_bytes` [caches, networks, streams]; kernels that
     one call executes [networks]; and the networks' own seconds, of every pass. A call costs `overhead_s`, the shortest
     kernel of the profile `shortest_s`.
 
-    All follows from the measured sums and the fastest passes; `held_bytes` is the one with the smallest errors of
-    networks left out, outliers cut. A half-width is the 90 % quantile of such errors against each of the passes, for
-    whoever runs a network later does so in one moment, and not in the best of several; it is stretched by what so few
-    cannot show (split conformal prediction).
+    All follows from the measured sums and the fastest passes; what caches hold makes the errors of networks left out
+    smallest, outliers cut. A half-width is the 90 % quantile of such errors against each of the passes, since who
+    runs a network later does so in one moment, and not in the best of several; it is stretched by what so few cannot
+    show (split conformal prediction).
     """
     whole = np.array([min(passes) for passes in samples_s])
     later = [np.log(np.array(passes) / best) for passes, best in zip(samples_s, whole.tolist(), strict=True)]
@@ -197,7 +224,7 @@ def compose(
         networks=len(whole),
         factors=dict(zip(CLASSES, (1 + change[: len(CLASSES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]) * shortest_s,
-        held_bytes=HELD_BYTES[best],
+        held=HELD[best],
         near_bytes=near_bytes,
         memory_s_per_byte=dict(zip(STREAMS, change[_RATES].tolist(), strict=True)),
         measured_width=widths[0],

@@ -65,6 +65,7 @@ _GENERAL = (
     "log_scratch",
     "log_tap_positions",
     "log_row_calls",
+    "log_hard",
     "log_costly",
     "log_whole_blocks",
     "log_block_rests",
@@ -123,6 +124,7 @@ RANGE_FEATURES = (
     "log_groups",
     "residual",
     "costly_activation",
+    "log_hard",
     "log_tensors",
     "log_run",
     "log_broadcast",
@@ -287,7 +289,7 @@ def feature_matrix(ops: Iterable[tuple[Operator, Precision]], hardware: Hardware
     s["signed_input"] = np.array([form.startswith("s8") for form in forms], dtype=np.int64)
     int8 = activation_bits == 8
     # Requantising clips for nothing; a float kernel folds a ReLU, everything else is a pass of its own.
-    s["activation"] = s["costly"] | (s["clipped"] & ~int8)
+    s["activation"] = s["costly"] | s["hard"] | (s["clipped"] & ~int8)
     work, algorithm = _work(s, int8, hardware)
     features = _general(s, weight_bits, activation_bits, hardware)
     features |= {f"log_{name}": _log(values) for name, values in work.items()}
@@ -322,7 +324,7 @@ def _general(
     rests = np.where(s["rest"] > 0, s["output_elements"] - turned, 0)
     moves = (s["planes"] + s["rest"] > 0) & (s["block"] == 1)
     whole = np.where(moves, (s["rows"] // 8) * (s["columns"] // 8) * s["planes"], 0)
-    read_step, write_step = (np.gcd(s[name] * element, _PAGE) for name in ("columns", "rows"))
+    read_step, write_step = (np.gcd(s[name] * element, _PAGE) for name in ("rows", "columns"))
     copied = (s["planes"] > 0) & ~np.isin(element, (1, 2, 4, 8))
 
     def lost(lines: NDArray[np.int64], step: str, cache: int) -> NDArray[np.float64]:
@@ -336,10 +338,11 @@ def _general(
         return share
 
     def evicted(lines: str, step: str, cache: int) -> NDArray[np.float64]:
-        """Elements of transposes whose lines are lost; half a line is there again by the time its elements are moved."""
-        return turned * lost(s[lines], step, cache) * np.clip(2 * s[step] * element / _LINE - 1, 0.0, 1.0)
+        """Elements of transposes whose lines are lost; half a line is there again when its elements are moved."""
+        late: NDArray[np.float64] = np.clip(2 * s[step] * element / _LINE - 1, 0.0, 1.0)
+        return turned * lost(s[lines], step, cache) * late
 
-    read_again = evicted("rows", "columns", hardware.l1)
+    read_again = evicted("columns", "rows", hardware.l1)
     caches = {"l1": hardware.l1, "l2": hardware.l2, "l3": hardware.l3}
     return {
         "log_macs": _log(s["macs"]),
@@ -386,14 +389,15 @@ def _general(
         "log_scratch": _log(s["scratch"]),
         "log_tap_positions": _log(s["batch"] * out_plane * window * (s["shape"] >= 3)),
         "log_row_calls": _log(s["batch"] * s["in_channels"] * s["out_height"] * s["kernel_height"] * (s["shape"] >= 3)),
+        "log_hard": _log(s["hard"] * s["output_elements"]),
         "log_costly": _log(s["costly"] * s["output_elements"] + s["mapped"]),
         "log_whole_blocks": _log(whole),
         "log_block_rests": _log(np.where(moves, s["output_elements"] - 64 * whole, 0)),
-        "log_aliased_reads": _log(read_again * (read_step >= _PAGE) * _log(s["rows"] * _PAGE / max(hardware.l1, 1))),
+        "log_aliased_reads": _log(read_again * (read_step >= _PAGE) * _log(s["columns"] * _PAGE / max(hardware.l1, 1))),
         "log_aliased_writes": _log(s["output_elements"] * (s["planes"] > 0) * (write_step >= _PAGE)),
-        "log_evicted_rows_l1": _log(read_again),
+        "log_evicted_rows_l1": _log(evicted("rows", "columns", hardware.l1)),
         "log_evicted_rows_l2": _log(evicted("rows", "columns", hardware.l2)),
-        "log_evicted_columns_l1": _log(evicted("columns", "rows", hardware.l1)),
+        "log_evicted_columns_l1": _log(read_again),
         "log_evicted_columns_l2": _log(evicted("columns", "rows", hardware.l2)),
         "log_rest_positions": _log(rests // np.maximum(s["rest"], 1)),
         "log_evicted_rests": _log(rests * lost(s["rest"], "rows", hardware.l1)),

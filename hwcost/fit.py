@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threadpoolctl import threadpool_limits
 
 from hwcost.archive import pack, unpack
-from hwcost.composition import CLASSES, HELD_BYTES, Composition, bytes_from_memory, compose, kernel_class
+from hwcost.composition import CLASSES, HELD, Composition, bytes_from_memory, compose, kernel_class
 from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.files import read_file, write_atomically
@@ -32,7 +32,7 @@ from hwcost.predictors.linear import TiledPredictor
 from hwcost.profiles import PrecisionField, Profile, Row, Source
 
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
-FIT_VERSION: Final = 4
+FIT_VERSION: Final = 5
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -98,7 +98,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[4] = FIT_VERSION
+    version: Literal[5] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int
@@ -192,7 +192,7 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
     """What the profile's networks say; `unseen_s` are predictions of its rows by what was not fitted on them."""
     measured: list[Values] = []
     predicted: list[Values] = []
-    from_memory: list[list[Values]] = []
+    from_memory: list[Values] = []
     counts: list[int] = []
     samples_s: list[tuple[float, ...]] = []
     near_bytes = max(hardware_of(profile.machine, profile.int8_form).l2, 1)
@@ -210,7 +210,7 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
         measured.append(seconds[0])
         predicted.append(seconds[1])
         layers = [(part.operator, part.precision, part.count) for part in network.parts]
-        from_memory.append([bytes_from_memory(layers, held_bytes, near_bytes) for held_bytes in HELD_BYTES])
+        from_memory.append(bytes_from_memory(layers, HELD, near_bytes))
         counts.append(sum(part.count for part in network.parts))
         samples_s.append(network.samples_s)
     if not samples_s:

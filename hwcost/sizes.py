@@ -19,7 +19,8 @@ ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeat
 together, or with one value for a whole span; `other`: in a mode of its own (interpolation, most powers)."""
 
 _BLOCK = 16  # channels of a block, of the wider vectors
-_COSTLY = ("sigmoid", "hardswish", "hardsigmoid", "tanh", "leakyrelu")
+_COSTLY = ("sigmoid", "tanh")
+_HARD = ("hardswish", "hardsigmoid", "leakyrelu")
 _COSTLY_NODES = ("Div",)
 
 SIZES = (
@@ -43,6 +44,7 @@ SIZES = (
     "out_height",
     "out_width",
     "costly",
+    "hard",
     "mapped",
     "clipped",
     "residual",
@@ -70,13 +72,25 @@ SIZES = (
 )
 """Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
 window without weights; `taps`: places of windows along a side that lie in the plane and not in its padding, summed over
-the outputs (0: no window moves over a plane); `rest`: channels beyond the last whole block; `branches`: on elements, taken or not by what these are; `repeated`:
-whether a smaller tensor is taken again for every run of a larger one; `route`: 1 + the index in `ROUTES`; bytes are 0
-where the precision decides."""
+the outputs (0: no window moves over a plane); `rest`: channels beyond the last whole block; `branches`: on elements,
+taken or not by what these are; `repeated`: whether a smaller tensor is taken again for every run of a larger one;
+`route`: 1 + the index in `ROUTES`; bytes are 0 where the precision decides."""
 
 _NOTHING = {
-    *("pad_top", "pad_left", "padding", "costly", "mapped", "clipped", "residual", "weights", "parameters", "macs"),
-    *("branches", "repeated", "read_bytes", "write_bytes", "block", "rows", "columns", "planes", "rest", "scratch"),
+    *("pad_top", "pad_left", "padding", "costly", "hard", "mapped", "clipped", "residual", "weights", "parameters"),
+    *(
+        "macs",
+        "branches",
+        "repeated",
+        "read_bytes",
+        "write_bytes",
+        "block",
+        "rows",
+        "columns",
+        "planes",
+        "rest",
+        "scratch",
+    ),
     *("route", "taps_height", "taps_width", "shape"),
 }
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
@@ -105,6 +119,7 @@ def sizes(op: Operator) -> tuple[int, ...]:
             "height": op.m,
             "out_height": op.m,
             "costly": op.activation in _COSTLY,
+            "hard": op.activation in _HARD,
             "clipped": op.activation == "clip",
             "shape": 2,
             "run": op.n,
@@ -159,6 +174,7 @@ def _convolution_sizes(op: Conv) -> dict[str, int]:
         "out_height": out_height,
         "out_width": out_width,
         "costly": op.activation in _COSTLY,
+        "hard": op.activation in _HARD,
         "clipped": op.activation == "clip",
         "residual": op.residual,
         "input_elements": op.batch * op.in_channels * op.height * op.width + op.residual * output,

@@ -136,6 +136,7 @@ _TERMS = (
     "log_planes",
     "log_tap_positions",
     "log_row_calls",
+    "log_hard",
     "log_costly",
     "log_whole_blocks",
     "log_block_rests",

@@ -15,6 +15,8 @@ _Picked = TypeVar("_Picked")
 IMAGES: Final = (8, 16, 28, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 416, 640)
 CLASSES: Final = (2, 10, 35, 100, 200, 1000)
 FOLDED: Final[tuple[ActivationName, ...]] = ("none", "relu", "clip")
+MELTED: Final[tuple[ActivationName, ...]] = ("hardswish", "hardswish", "hardsigmoid", "leakyrelu", "sigmoid")
+"""Activations that become part of a float convolution, and of no int8 one."""
 CHANNELS_LAST: Final = (0, 2, 3, 1)
 CHANNELS_FIRST: Final = (0, 3, 1, 2)
 HEADS: Final = (1, 2, 3, 4, 6, 8, 12)

@@ -20,6 +20,7 @@ from hwcost.prior.draws import (
     CLASSES,
     FOLDED,
     HEADS,
+    MELTED,
     Shape,
     channels_last,
     draw_map,
@@ -51,7 +52,7 @@ def _convolution(
         (starts[0], starts[1], pads[0], pads[1]),
         (dilation, dilation),
         groups,
-        pick(rng, FOLDED),
+        pick(rng, MELTED if rng.random() < 0.08 else FOLDED),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hwcost.adapt import Samples, adapt_profile, measure_samples, read_samples
 from hwcost.cli import cli
-from hwcost.composition import STREAMS, Composition, kernel_class
+from hwcost.composition import STREAMS, Composition, Held, kernel_class
 from hwcost.console import run_cli
 from hwcost.errors import HwcostError, TransferError
 from hwcost.fit import Fit, fit_path, fit_profile, read_fit, write_fit
@@ -127,7 +127,7 @@ def test_errors_that_operators_share_do_not_cancel_in_a_network(source: Profile,
         networks=8,
         factors=dict.fromkeys(FACTORS, 1.0),  # type: ignore[arg-type]
         kernel_s=1e-8,
-        held_bytes=2**21,
+        held=Held(together=2**21, alone=2**25),
         near_bytes=2**20,
         memory_s_per_byte=dict.fromkeys(STREAMS, 1e-11),
         measured_width=0.03,

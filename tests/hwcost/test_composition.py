@@ -8,7 +8,17 @@ import numpy.typing as npt
 import pytest
 from pydantic import ValidationError
 
-from hwcost.composition import CLASSES, HELD_BYTES, STREAMS, Composition, bytes_from_memory, compose, kernel_class
+from hwcost.composition import (
+    CLASSES,
+    HELD,
+    STREAMS,
+    Composition,
+    Held,
+    Layers,
+    bytes_from_memory,
+    compose,
+    kernel_class,
+)
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
 
 FACTORS = np.array([1.02, 0.97, 1.12, 1.08])
@@ -16,14 +26,14 @@ RATES = np.array([4e-11, 3e-11, 1.5e-11, 1e-11])
 KERNEL_S = -1.5e-7
 OVERHEAD_S = 8e-6
 MEBIBYTE = 1024**2
-HELD = 2
+CHOSEN = 12
 NEAR = 1024 * MEBIBYTE
 """A second cache that loses nothing."""
 FLAT = Composition(
     networks=1,
     factors=dict.fromkeys(CLASSES, 1.0),
     kernel_s=0.0,
-    held_bytes=2 * MEBIBYTE,
+    held=Held(together=2 * MEBIBYTE, alone=32 * MEBIBYTE),
     near_bytes=NEAR,
     memory_s_per_byte=dict(zip(STREAMS, RATES.tolist(), strict=True)),
     measured_width=0.0,
@@ -32,7 +42,7 @@ FLAT = Composition(
 
 
 class Made:
-    """Networks whose times follow from known factors and rates where caches hold `HELD_BYTES[HELD]`; `noise`: of the
+    """Networks whose times follow from known factors and rates where caches hold `HELD[CHOSEN]`; `noise`: of the
     whole, log-normal; `drift`: by how much two passes of one network differ, log-normal."""
 
     def __init__(
@@ -44,9 +54,9 @@ class Made:
         self.measured = shares * size[:, None]
         self.predicted = self.measured * np.exp(rng.normal(0, predicted, self.measured.shape))
         moved = size[:, None] * rng.uniform(0, 6e9, (count, len(STREAMS)))
-        lost = np.exp(rng.normal(0, 1, (len(HELD_BYTES), count, 1))).cumsum(axis=0)[::-1]
+        lost = np.exp(rng.normal(0, 1, (len(HELD), count, 1))).cumsum(axis=0)[::-1]
         self.candidates = moved * lost / (1 + lost)
-        self.from_memory = self.candidates[HELD]
+        self.from_memory = self.candidates[CHOSEN]
         self.counts = np.exp(rng.uniform(np.log(10), np.log(300), count)).round()
         self.whole_s = OVERHEAD_S + self.measured @ FACTORS + self.from_memory @ RATES + self.counts * KERNEL_S
         self.whole_s *= np.exp(rng.normal(0, noise, count))
@@ -60,6 +70,11 @@ class Made:
     def said(self, found: Composition, sums: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The networks' seconds as a composition says them."""
         return OVERHEAD_S + sums @ factors(found) + self.from_memory @ rates(found) + self.counts * found.kernel_s
+
+
+def from_memory(layers: Layers, together: float, near_bytes: float = NEAR) -> npt.NDArray[Any]:
+    """Bytes of each stream where caches hold so much of a network, and 32 MiB of weights of a kernel alone."""
+    return bytes_from_memory(layers, [Held(together=together, alone=32 * MEBIBYTE)], near_bytes)[0]
 
 
 def factors(found: Composition) -> npt.NDArray[Any]:
@@ -188,12 +203,12 @@ def test_bytes_come_from_memory_the_more_the_larger_the_working_set() -> None:
     gemm = Gemm(1, 1024, 255)  # 1 MiB of weights, a bias and no more
     stored = 4 * (gemm.weights + 255)
     for layers in ([], [(gemm, FLOAT, 1)], [(gemm, FLOAT, 1), (Pool.global_average(8, 4, 4), FLOAT, 99)]):
-        assert not bytes_from_memory(layers, 2 * MEBIBYTE, NEAR).any()
+        assert not from_memory(layers, 2 * MEBIBYTE).any()
     shares = []
     for count in (1, 2, 4, 8, 16, 33, 60):
-        once, again, tensors, near = bytes_from_memory([(gemm, FLOAT, count)], 2 * MEBIBYTE, NEAR).tolist()
+        once, again, tensors, near = from_memory([(gemm, FLOAT, count)], 2 * MEBIBYTE).tolist()
         assert again == tensors == near == 0  # one product per weight, tensors of a few kilobytes
-        assert once >= bytes_from_memory([(gemm, FLOAT, count)], 4 * MEBIBYTE, NEAR)[0]
+        assert once >= from_memory([(gemm, FLOAT, count)], 4 * MEBIBYTE)[0]
         shares.append(once / (count * stored))
     assert shares[0] == 0 and 0 < shares[2] < shares[3] < 1 == shares[-1]
     assert all(one <= other for one, other in pairwise(shares))
@@ -202,25 +217,25 @@ def test_bytes_come_from_memory_the_more_the_larger_the_working_set() -> None:
 def test_weights_that_are_multiplied_often_are_told_from_those_that_a_kernel_waits_for() -> None:
     few, many = ((Gemm(rows, 512, 500), FLOAT, 40) for rows in (4, 80))
     for layer, share in ((few, 0.0), (many, 0.9)):
-        once, again, _, _ = bytes_from_memory([layer], MEBIBYTE, NEAR).tolist()
+        once, again, _, _ = from_memory([layer], MEBIBYTE).tolist()
         assert again == pytest.approx(share * (once + again)) and once + again == 40 * 4 * (512 * 500 + 500)
 
 
 def test_large_tensors_push_out_weights_and_each_other() -> None:
     small, add = Gemm(1, 512, 500), Elementwise("add", (1, 64, 128, 128))  # 1 MiB; reads and writes three of 4 MiB
-    assert not bytes_from_memory([(small, FLOAT, 1)], MEBIBYTE, NEAR).any()
-    weights, _, tensors, _ = bytes_from_memory([(small, FLOAT, 1), (add, FLOAT, 2)], MEBIBYTE, NEAR).tolist()
+    assert not from_memory([(small, FLOAT, 1)], MEBIBYTE).any()
+    weights, _, tensors, _ = from_memory([(small, FLOAT, 1), (add, FLOAT, 2)], MEBIBYTE).tolist()
     assert weights == 4 * (small.weights + 500) and tensors == 2 * 12 * MEBIBYTE
     assert FLAT.memory_s([(add, FLOAT, 2)]) == pytest.approx(24 * MEBIBYTE * RATES[2])
     assert FLAT.memory_s([(small, FLOAT, 1)]) == 0
     near = Elementwise("add", (1, 8, 64, 64))  # 384 KiB, still near when they are read
-    few, more = (bytes_from_memory([(add, FLOAT, 1), (near, FLOAT, count)], MEBIBYTE, NEAR)[2] for count in (0, 10))
+    few, more = (from_memory([(add, FLOAT, 1), (near, FLOAT, count)], MEBIBYTE)[2] for count in (0, 10))
     assert 0 < more - few < 0.25 * 10 * 3 * 4 * near.output_elements
 
 
 def test_what_maps_tensors_loses_them_from_the_second_cache_where_a_network_needs_that_for_more() -> None:
     def near(op: Operator, count: int) -> float:
-        return float(bytes_from_memory([(op, FLOAT, count)], 1024 * MEBIBYTE, 2 * MEBIBYTE)[3])
+        return float(from_memory([(op, FLOAT, count)], 1024 * MEBIBYTE, 2 * MEBIBYTE)[3])
 
     relu = Elementwise("relu", (1, 64, 64, 32))  # moves 1 MiB: its row lost an eighth of it, a network more
     assert near(relu, 40) == pytest.approx(40 * MEBIBYTE * 7 / 8)
@@ -231,25 +246,25 @@ def test_what_maps_tensors_loses_them_from_the_second_cache_where_a_network_need
 
 def test_weights_are_counted_as_wide_as_they_are() -> None:
     conv = Conv.square(448, 448, 4, 3)  # 7 MiB in float
-    in_float = bytes_from_memory([(conv, FLOAT, 5)], 2 * MEBIBYTE, NEAR)[:2].sum()
-    in_int8 = bytes_from_memory([(conv, Precision(8, 8, "u8s8"), 20)], 2 * MEBIBYTE, NEAR)[:2].sum()
+    in_float = from_memory([(conv, FLOAT, 5)], 2 * MEBIBYTE)[:2].sum()
+    in_int8 = from_memory([(conv, Precision(8, 8, "u8s8"), 20)], 2 * MEBIBYTE)[:2].sum()
     assert in_float == pytest.approx(5 * (4 * conv.weights + 4 * 448))
     assert in_int8 == pytest.approx(20 * (conv.weights + 8 * 448))
 
 
 def test_weights_that_no_cache_holds_were_timed_from_memory_already() -> None:
-    assert not bytes_from_memory([(Gemm(1, 8192, 2048), FLOAT, 1)], MEBIBYTE, NEAR).any()  # 64 MiB
-    some = bytes_from_memory([(Gemm(1, 8192, 1536), FLOAT, 3)], MEBIBYTE, NEAR)[0]
+    assert not from_memory([(Gemm(1, 8192, 2048), FLOAT, 1)], MEBIBYTE).any()  # 64 MiB
+    some = from_memory([(Gemm(1, 8192, 1536), FLOAT, 3)], MEBIBYTE)[0]
     assert 0 < some < 3 * 4 * 8192 * 1536
 
 
 def test_of_a_table_only_the_rows_that_are_looked_up_are_touched() -> None:
     table = Node("Gather", ("=float32[200000,64]", "int64[1,40]"), ("float32[1,40,64]",), '{"axis":0}')
-    assert not bytes_from_memory([(table, FLOAT, 1)], MEBIBYTE, NEAR).any()
+    assert not from_memory([(table, FLOAT, 1)], MEBIBYTE).any()
 
 
 def test_how_much_caches_hold_is_found_by_networks_left_out() -> None:
-    assert [Made(60, noise=0.005, seed=seed).compose().held_bytes for seed in range(5)] == [HELD_BYTES[HELD]] * 5
+    assert [Made(60, noise=0.005, seed=seed).compose().held for seed in range(5)] == [HELD[CHOSEN]] * 5
 
 
 @pytest.mark.parametrize(

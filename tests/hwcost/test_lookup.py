@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hwcost.composition import CLASSES, STREAMS, Composition
+from hwcost.composition import CLASSES, STREAMS, Composition, Held
 from hwcost.energy import energy_j
 from hwcost.errors import InvalidSpaceError, TableError, UnknownOperatorError
 from hwcost.fit import fit_profile
@@ -32,7 +32,7 @@ def composed() -> CostModel:
         networks=8,
         factors=dict(zip(CLASSES, factors, strict=True)),
         kernel_s=-1e-7,
-        held_bytes=2**21,
+        held=Held(together=2**21, alone=2**25),
         near_bytes=2**30,
         memory_s_per_byte=dict.fromkeys(STREAMS, 1e-10),
         measured_width=0.05,

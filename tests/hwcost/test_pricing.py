@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwcost.composition import Composition
+from hwcost.composition import Composition, Held
 from hwcost.errors import FitError, ProfileError, UnknownOperatorError
 from hwcost.fit import fit_path, fit_profile, write_fit
 from hwcost.ops import FLOAT, INT8, Conv, Operator, Pool, Precision
@@ -20,7 +20,7 @@ COMPOSITIONS = Composition(
     networks=8,
     factors={"float product": 1.5, "int8 product": 1.25, "float data": 0.5, "int8 data": 0.75},
     kernel_s=1e-7,
-    held_bytes=2**21,
+    held=Held(together=2**21, alone=2**25),
     near_bytes=2**30,
     memory_s_per_byte={
         "weights used once": 4e-10,

@@ -149,16 +149,32 @@ def test_tiles_of_pointers_are_always_whole() -> None:
     assert counts["unfolded"] == pytest.approx(9 * 9)
 
 
-def test_lines_a_power_of_two_apart_are_evicted_before_they_are_used_again() -> None:
+def test_lines_that_share_places_of_a_cache_are_evicted_all_at_once() -> None:
     def share(channels: int, side: int) -> float:
         transpose = Boundary("transpose", (1, channels, side, side), (0, 2, 3, 1))
         return _counts(transpose, INT8, VNNI)["evicted_columns_l1"] / transpose.output_elements
 
     assert share(4, 64) == share(60, 16) == share(64, 60) == 0
     places = VNNI.l1 // 4096  # 64 x 64 bytes apart, lines share the same few
-    assert share(2 * places, 64) == pytest.approx(1 / 2)
-    assert share(4 * places, 64) == pytest.approx(3 / 4)
-    assert share(72, 48) == 0  # 2304 bytes apart: sixteen times as many
+    assert share(places - 1, 64) == 0 and share(places + 2, 64) == pytest.approx(1)
+    lines = VNNI.l1 // 64  # 28 x 28 bytes apart, they use all of the cache, with what is written in between
+    assert share(lines * 7 // 8, 28) == 0 < share(lines * 15 // 16, 28) < 1 == pytest.approx(share(lines, 28))
+
+
+def test_what_is_left_of_a_block_of_channels_is_turned_position_by_position() -> None:
+    whole, rest, less = (Boundary("reorder_output", (1, channels, 32, 32)) for channels in (48, 44, 12))
+    assert _counts(whole, FLOAT, VNNI)["rest_positions"] == _counts(whole, FLOAT, VNNI)["evicted_rests"] == 0
+    for op in (rest, less):  # 12 lines in places for 8
+        assert _counts(op, FLOAT, VNNI)["rest_positions"] == pytest.approx(32 * 32)
+        assert _counts(op, FLOAT, VNNI)["evicted_rests"] == pytest.approx(12 * 32 * 32)
+    apart = Boundary("reorder_output", (1, 12, 31, 32))
+    assert _counts(apart, FLOAT, VNNI)["evicted_rests"] == 0
+
+
+def test_a_hard_activation_is_a_pass_of_its_own_and_not_a_costly_one() -> None:
+    hard, costly = (_counts(Conv.square(16, 32, 12, 3, activation=name), FLOAT) for name in ("hardswish", "sigmoid"))
+    assert hard["activated"] == costly["activated"] == hard["hard"] == pytest.approx(32 * 12 * 12)
+    assert hard["costly"] == costly["hard"] == 0
 
 
 def test_padding_is_not_unfolded_and_no_place_of_a_window() -> None:
