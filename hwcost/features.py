@@ -100,7 +100,8 @@ none); a `fill` is the share of a tile of that width which carries something; `.
 cache, a logarithm between -3 and 3; `spilled` the bytes that it does not hold. `run` is the stretch of elements that a
 kernel handles in one go (copies, normalises or reduces), `broadcast` how many outputs share the smallest input.
 `evicted` are elements of a transpose whose cache lines are gone before the next elements of them are used: lines that
-lie a power of two apart share few places of a cache. `copied_blocks` are those moved by a call each,
+lie a power of two apart share few places of a cache. `aliased` reads do so in pages, and writes lie whole pages apart;
+`rest_positions` and `evicted_rests` are those of channels that fill no block. `copied_blocks` are moved by a call each,
 `forgotten_branches` more than a branch predictor remembers from one call to the next. `run_rests` are elements beyond
 whole vectors, of nodes that take a small tensor again for every run of a large one."""
 
@@ -154,8 +155,8 @@ RISING = (
 """The columns of which more never takes less time while all others stay."""
 
 _WAYS = 8
-_LINE, _PAGE = 64, 4096
 """Of a cache's lines, so many may lie a power of two of bytes apart; what has twelve or sixteen is near enough."""
+_LINE, _PAGE = 64, 4096
 _VECTOR = 16
 """Elements that a node's loop takes at once; what a run has beyond whole ones goes one by one."""
 _REMEMBERED = 50_000
