@@ -78,20 +78,8 @@ taken or not by what these are; `repeated`: whether a smaller tensor is taken ag
 
 _NOTHING = {
     *("pad_top", "pad_left", "padding", "costly", "hard", "mapped", "clipped", "residual", "weights", "parameters"),
-    *(
-        "macs",
-        "branches",
-        "repeated",
-        "read_bytes",
-        "write_bytes",
-        "block",
-        "rows",
-        "columns",
-        "planes",
-        "rest",
-        "scratch",
-    ),
-    *("route", "taps_height", "taps_width", "shape"),
+    *("macs", "branches", "repeated", "read_bytes", "write_bytes", "scratch", "route", "taps_height", "taps_width"),
+    *("block", "rows", "columns", "planes", "rest", "shape"),
 }
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
