@@ -117,21 +117,20 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
 def bytes_from_memory(layers: Layers, caches: Sequence[Held], near_bytes: float) -> Values:
     """Bytes that one call of a network moves although kernels timed alone found them in a cache, [caches, streams], for
     all that caches may hold and the second one's `near_bytes`."""
-    kernels = np.array([_kernel(*layer) for layer in layers]).reshape(-1, 5).T
-    count, moved, stored, waits, maps = kernels
+    count, moved, stored, waits, maps = np.array([_kernel(*layer) for layer in layers]).reshape(-1, 5).T
     total, all_weights, largest = (count * (moved + stored)).sum(), (count * stored).sum(), moved.max(initial=0.0)
     inside, alone = _AROUND * (moved + stored), moved  # bytes until a place is used again
     beyond = spilled(inside, near_bytes) - spilled(alone, near_bytes)
     near = (count * moved * beyond * maps).sum() * spilled(total, near_bytes)
-    far = (count * moved * _between(moved, *_SHORT_LIVED_BYTES)).sum()
 
     def lost(size: float) -> float:
         return float(_between(all_weights + _TENSORS * largest, size, _LOST * size))
 
+    far = (count * moved * _between(moved, *_SHORT_LIVED_BYTES)).sum() * lost(_HELD_TENSORS)
     found = []
     for held in caches:
         cold = count * stored * (1 - _between(stored, held.alone, _ALONE * held.alone)) * lost(held.together)
-        found.append(((cold * waits).sum(), (cold * (1 - waits)).sum(), far * lost(_HELD_TENSORS), near))
+        found.append(((cold * waits).sum(), (cold * (1 - waits)).sum(), far, near))
     return np.array(found)
 
 
@@ -140,13 +139,8 @@ def _kernel(op: Operator, precision: Precision, count: int) -> tuple[float, ...]
     and whether it only moves or maps data."""
     weights = weight_bytes(op, precision)
     stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weights  # not its table
-    return (
-        count,
-        bytes_moved(op, precision) - weights,
-        stored,
-        min(_REUSE * op.weights / max(op.macs, 1), 1),
-        not op.macs,
-    )
+    waits = min(_REUSE * op.weights / max(op.macs, 1), 1.0)
+    return count, bytes_moved(op, precision) - weights, stored, waits, not op.macs
 
 
 def _between(size: Values | float, low: float, high: float) -> Values:

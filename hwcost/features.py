@@ -156,7 +156,7 @@ RISING = (
 
 _WAYS = 8
 """Of a cache's lines, so many may lie a power of two of bytes apart; what has twelve or sixteen is near enough."""
-_LINE, _PAGE = 64, 4096
+_LINE, _PAGE = 64, 4096  # bytes
 _VECTOR = 16
 """Elements that a node's loop takes at once; what a run has beyond whole ones goes one by one."""
 _REMEMBERED = 50_000
@@ -321,7 +321,7 @@ def _general(
         return np.where(s["macs"] > 0, _log(s["macs"]) - np.log(_fill(filled, tile)), 0.0)
 
     element = np.maximum(activation_bits // 8, 1) * np.maximum(s["block"], 1)
-    turned = np.where(s["rest"] > 0, s["planes"] * s["columns"] * s["rows"], s["output_elements"] * (s["planes"] > 0))
+    turned = s["planes"] * s["rows"] * s["columns"] * s["block"]
     rests = np.where(s["rest"] > 0, s["output_elements"] - turned, 0)
     moves = (s["planes"] + s["rest"] > 0) & (s["block"] == 1)
     whole = np.where(moves, (s["rows"] // 8) * (s["columns"] // 8) * s["planes"], 0)

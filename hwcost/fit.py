@@ -32,6 +32,7 @@ from hwcost.predictors.linear import TiledPredictor
 from hwcost.profiles import PrecisionField, Profile, Row, Source
 
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
+# 5: by what caches hold of weights alone and together.
 FIT_VERSION: Final = 5
 
 BASELINES = ("flops", "roofline")

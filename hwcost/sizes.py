@@ -106,11 +106,9 @@ def sizes(op: Operator) -> tuple[int, ...]:
             "out_channels": op.n,
             "height": op.m,
             "out_height": op.m,
-            "costly": op.activation in _COSTLY,
-            "hard": op.activation in _HARD,
-            "clipped": op.activation == "clip",
             "shape": 2,
             "run": op.n,
+            **_activation_sizes(op.activation),
         }
     elif isinstance(op, Pool):
         own = _pool_sizes(op)
@@ -134,6 +132,10 @@ def sizes(op: Operator) -> tuple[int, ...]:
         own |= {"tensors": 2 + (op.input_elements > op.output_elements)}
         own.setdefault("smallest", op.output_elements)
     return tuple(int(own.get(name, default)) for name, default in _DEFAULT.items())
+
+
+def _activation_sizes(name: str) -> dict[str, int]:
+    return {"costly": name in _COSTLY, "hard": name in _HARD, "clipped": name == "clip"}
 
 
 def _convolution_sizes(op: Conv) -> dict[str, int]:
@@ -161,9 +163,7 @@ def _convolution_sizes(op: Conv) -> dict[str, int]:
         "padding": sum(op.pads),
         "out_height": out_height,
         "out_width": out_width,
-        "costly": op.activation in _COSTLY,
-        "hard": op.activation in _HARD,
-        "clipped": op.activation == "clip",
+        **_activation_sizes(op.activation),
         "residual": op.residual,
         "input_elements": op.batch * op.in_channels * op.height * op.width + op.residual * output,
         "output_elements": output,

@@ -156,6 +156,7 @@ def test_lines_that_share_places_of_a_cache_are_evicted_all_at_once() -> None:
 
     assert share(4, 64) == share(60, 16) == share(64, 60) == 0
     places = VNNI.l1 // 4096  # 64 x 64 bytes apart, lines share the same few
+    assert share(72, 48) == 0  # 2304 bytes apart: sixteen times as many
     assert share(places - 1, 64) == 0 and share(places + 2, 64) == pytest.approx(1)
     lines = VNNI.l1 // 64  # 28 x 28 bytes apart, they use all of the cache, with what is written in between
     assert share(lines * 7 // 8, 28) == 0 < share(lines * 15 // 16, 28) < 1 == pytest.approx(share(lines, 28))
