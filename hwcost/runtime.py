@@ -20,12 +20,12 @@ from hwcost.agent import (
     Timer,
     UnfedError,
     any_refusal,
-    minimum_time,
     own_copy,
     runtime_errors,
     session,
     shapes_of,
     shortest_run,
+    stopwatch,
 )
 from hwcost.errors import HwcostError, MeasurementError
 from hwcost.limits import within
@@ -125,7 +125,7 @@ def _limit(most_s: float | None) -> Limit | None:
 class Here:
     """The runtime in this process, with a stopwatch of one's own where wanted."""
 
-    timer: Timer = minimum_time
+    timer: Timer = stopwatch
 
     def facts(self) -> Facts:
         return facts_here()

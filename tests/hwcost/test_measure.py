@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from hwcost.agent import minimum_time
+from hwcost.agent import Stopwatch
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
 from hwcost.graph import supported_precisions
 from hwcost.machine import detect_machine
@@ -82,7 +82,7 @@ class Recorded:
 
 def _brief(run: Callable[[], object], seconds: float) -> float:
     """A real timing, as short as it can be."""
-    return minimum_time(run, 0.0)
+    return Stopwatch()(run, 0.0)
 
 
 def _never(run: Callable[[], object], seconds: float) -> float:
@@ -411,14 +411,6 @@ def test_a_profile_of_precisions_without_kernels_is_an_error() -> None:
         UnsupportedPrecisionError, match=r"got w4a8 for 1 operators that have none of these: measure w8a8"
     ):
         profile_machine([Conv.square(8, 8, 6, 3)], device="here", precisions=[Precision(4, 8)])
-
-
-def test_the_stopwatch_takes_the_shortest_of_replayed_runs() -> None:
-    recorded = iter([0.0, 1.0, 1.5, 2.0, 2.2, 3.0, 3.9, 4.0, 4.3, 5.0, 5.25, 6.0, 6.1])
-    calls: list[int] = []
-    best = minimum_time(lambda: calls.append(1), 5.5, clock=lambda: next(recorded))
-    assert best == pytest.approx(0.1)
-    assert len(calls) == 1 + 6
 
 
 def test_a_model_is_timed_in_passes_and_the_minimum_counts(tmp_path: Path) -> None:
