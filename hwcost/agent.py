@@ -70,6 +70,8 @@ _PIECES: Final = 5
 _PATIENCE: Final = 10
 _MOST_PATIENCE_S: Final = 1.0
 """How long an undisturbed timing is waited for: so many times what it takes, and no longer than this."""
+_IN_VAIN_S: Final = 3.0
+"""After so long without an undisturbed run the machine is taken to be slower than it was."""
 _UNDISTURBED: Final = 1.1
 """A piece of arithmetic takes at most so many times the shortest one; one beside somebody else 1.3 times and more."""
 _ACQUAINTED: Final = 4000
@@ -176,39 +178,42 @@ class Stopwatch:
 
     Who shares a core, a neighbour on its other thread or another guest, takes a third to a half of its pace for tenths
     of a second, far longer than most calls. So a short piece of arithmetic is timed between calls: where it takes
-    about as long as ever before and after some, these were undisturbed. One call to warm up, then as many as make so
-    many undisturbed seconds, three at least; within some patience, since others may never rest. A machine that has
-    become slower for good is taken as it is.
+    about as long as ever before and after some, these were undisturbed. One call to warm up, then as many as fit in the
+    seconds, three at least, and more until those of half of the seconds were undisturbed; within some patience, since
+    others may never rest. A machine that has become slower for good is taken as it is.
     """
 
     def __init__(
         self, clock: Callable[[], float] = time.perf_counter, arithmetic: Callable[[], object] = _arithmetic
     ) -> None:
-        self._clock, self._arithmetic, self._fastest_s = clock, arithmetic, math.inf
+        self._clock, self._arithmetic = clock, arithmetic
+        self._fastest_s, self._in_vain_s = math.inf, 0.0
 
     def __call__(self, run: Callable[[], object], seconds: float) -> float:
         if self._fastest_s == math.inf:
             self._fastest_s = self._pace_s(_ACQUAINTED)
         run()
         paces_s = [self._pace_s()]
-        best, runs, calm_s, now = math.inf, 0, 0.0, self._clock()
-        give_up = now + max(seconds, min(_PATIENCE * seconds, _MOST_PATIENCE_S))
-        while runs < _LEAST_RUNS or (calm_s < seconds and now < give_up):
-            began = now
+        best, runs, calm_s, began = math.inf, 0, 0.0, self._clock()
+        now, give_up = began, began + max(seconds, min(_PATIENCE * seconds, _MOST_PATIENCE_S))
+        while runs < _LEAST_RUNS or now < began + seconds or (calm_s < seconds / 2 and now < give_up):
+            piece = now
             while True:
                 start = self._clock()
                 run()
                 now = self._clock()
                 best = min(best, now - start)
                 runs += 1
-                if now - began >= seconds / _PIECES:
+                if now - piece >= seconds / _PIECES:
                     break
             paces_s.append(self._pace_s())
             if max(paces_s[-2:]) <= self._fastest_s * _UNDISTURBED:
-                calm_s += now - began
+                calm_s += now - piece
             now = self._clock()
-        fastest_s = min(paces_s)
-        self._fastest_s = fastest_s if now >= give_up and calm_s == 0 else min(self._fastest_s, fastest_s)
+        self._fastest_s = min(self._fastest_s, *paces_s)
+        self._in_vain_s = 0.0 if calm_s else self._in_vain_s + now - began
+        if self._in_vain_s > _IN_VAIN_S:
+            self._fastest_s, self._in_vain_s = min(paces_s), 0.0
         return best
 
     def _pace_s(self, times: int = 4) -> float:

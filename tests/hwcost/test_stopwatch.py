@@ -71,14 +71,26 @@ def test_patience_ends_and_what_was_timed_counts() -> None:
     assert machine.now < 1.0 + 0.15
 
 
-def test_a_machine_that_stays_slower_is_waited_for_once() -> None:
+def test_a_machine_that_stays_slower_is_waited_for_some_seconds_in_all() -> None:
     machine = Machine(lambda now: 1.5 if now >= 1.0 else 1.0)
     machine.watch(machine.run, 0.01)
-    machine.now = 1.0
+    machine.now, took_s = 1.0, []
+    for _ in range(100):
+        began = machine.now
+        assert machine.watch(machine.run, 0.01) == pytest.approx(1.5 * RUN_S)
+        took_s.append(machine.now - began)
+    assert min(took_s[:25]) > 0.09
+    assert max(took_s[50:]) < 0.02
+
+
+def test_a_spell_of_a_second_is_no_reason_to_take_the_machine_for_slower() -> None:
+    machine = Machine(lambda now: 1.5 if 1.0 <= now < 2.03 else 1.0)
     machine.watch(machine.run, 0.01)
-    began = machine.now
-    machine.watch(machine.run, 0.01)
-    assert machine.now - began < 0.02
+    machine.now, found = 1.0, []
+    while machine.now < 2.03:
+        found.append(machine.watch(machine.run, 0.01))
+    assert found[-1] == pytest.approx(RUN_S)
+    assert len(found) < 13
 
 
 def test_a_machine_met_in_a_slow_spell_is_known_better_afterwards() -> None:
