@@ -12,6 +12,7 @@ were left out.
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 
 from hwcost.hardware import spilled
 from hwcost.ops import Node, Operator, Precision, bytes_moved, weight_bytes
+from hwcost.predictors.base import conformal_width
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
@@ -46,7 +48,6 @@ _LEAST: Final = 0.25
 _ERROR: Final = 0.03
 """Standard deviation of a network's error that remains."""
 _ROUNDS: Final = 20
-_COVERAGE: Final = 0.9
 _OUTLIER: Final = 0.1
 _LOST: Final = 8
 """A working set of so many times what the caches hold finds nothing of it there."""
@@ -201,18 +202,16 @@ def compose(
     kernel of the profile `shortest_s`.
 
     All follows from the measured sums and the fastest passes; what caches hold makes the errors of networks left out
-    smallest, outliers cut. A half-width is the 90 % quantile of such errors against each of the passes, since who
-    runs a network later does so in one moment, and not in the best of several; it is stretched by what so few cannot
-    show (split conformal prediction).
+    smallest, outliers cut. A half-width is the conformal quantile of such errors against the median of the passes.
     """
     whole = np.array([min(passes) for passes in samples_s])
-    later = [np.log(np.array(passes) / best) for passes, best in zip(samples_s, whole.tolist(), strict=True)]
+    usual = np.log([median(passes) for passes in samples_s] / whole)
     designs = [np.hstack([measured, memory, shortest_s * counts[:, None]]) for memory in from_memory]
     errors = [_left_out(design, design, overhead_s, whole) for design in designs]
     best = int(np.argmin([np.minimum(np.abs(error), _OUTLIER).mean() for error in errors]))
     design = designs[best]
     unseen = np.hstack([predicted, design[:, len(CLASSES) :]])
-    widths = [_width(errors[best], later), _width(_left_out(design, unseen, overhead_s, whole), later)]
+    widths = [conformal_width(np.abs(e - usual)) for e in (errors[best], _left_out(design, unseen, overhead_s, whole))]
     change = _solve(design, overhead_s, whole)
     return Composition(
         networks=len(whole),
@@ -224,10 +223,3 @@ def compose(
         measured_width=widths[0],
         predicted_width=max(widths),
     )
-
-
-def _width(errors: Values, later: Sequence[Values]) -> float:
-    """Of networks' errors, and how much slower than the fastest each of their passes was (both natural logarithms)."""
-    every = np.sort(np.abs(np.concatenate([error - slower for error, slower in zip(errors, later, strict=True)])))
-    rank = math.ceil((1 + 1 / len(errors)) * _COVERAGE * len(every))
-    return float(every[min(rank, len(every)) - 1]) * max(1.0, rank / len(every))
