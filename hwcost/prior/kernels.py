@@ -63,7 +63,9 @@ def dense(rng: np.random.Generator) -> Operator:
         kernel, stride = pick(rng, (3, 3, 5, 7, 11)), pick(rng, (1, 2, 2, 4))
         return _convolution(rng, pick(rng, (1, 3, 3, 3)), draw_width(rng, 96), (kernel, kernel), stride)
     if kind < 0.5:
-        return _convolution(rng, draw_width(rng, 2048), draw_width(rng, 2048), (1, 1), pick(rng, (1, 1, 1, 1, 1, 2)))
+        narrow = rng.random() < 0.15  # fewer channels than a block, as thin networks have next to their largest planes
+        taken = pick(rng, (4, 8, 8, 12)) if narrow else draw_width(rng, 2048)
+        return _convolution(rng, taken, draw_width(rng, 128 if narrow else 2048), (1, 1), pick(rng, (1,) * 5 + (2,)))
     taken, made = draw_width(rng, 512), draw_width(rng, 512)
     if kind < 0.75:
         made = taken = pick(rng, (taken, made))
