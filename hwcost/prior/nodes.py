@@ -272,7 +272,7 @@ def reduction(rng: np.random.Generator) -> Operator:
     op_type = pick(rng, ("ReduceMean",) * 6 + ("ReduceMax",) * 2 + ("ReduceSum",) * 2 + RARE_REDUCTIONS)
     if rng.random() < 0.65:
         shape: Shape = draw_map(rng, smallest=2)
-        axes = pick(rng, ((2, 3), (2, 3), (1, 2), (1, 2), (1,), (1,), (2,)))
+        axes = pick(rng, ((2, 3), (2, 3), (1, 2), (1,), (1,), (2,)))
         shape = channels_last(shape) if axes == (1, 2) or (axes == (1,) and rng.random() < 0.5) else shape
         if len(axes) == 1 and rng.random() < 0.5:  # what is left of a text line's height
             shape = tuple(pick(rng, (2, 3, 4, 6, 8)) if place in axes else size for place, size in enumerate(shape))
