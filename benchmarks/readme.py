@@ -171,12 +171,12 @@ def predictors(document: dict[str, Any]) -> str:
     return "\n\n".join(
         (
             f"{len(networks)} networks that are not the profile's, {fastest * 1e3:.2f} to {slowest * 1e3:.0f} ms: the "
-            "onnx package's own with random weights, and random ones of eighteen families at several input sizes, each "
-            "as fp32 and as int8 in the styles of onnxruntime's quantisation tool. One profile of "
-            f"{profile['operators']:,} operators ({profile['rows']:,} rows, {profile['profile_s']:.0f} s) and one fit "
-            f"({profile['fit_s']:.0f} s). In `{strict}` no row of an operator that occurs in any of these networks was "
-            "left to fit on; `alone` is one predictor for every family, on the same rows; `nn-meter` is that paper's "
-            "recipe.",
+            "onnx package's own with random weights, and random ones of eighteen families at several input sizes "
+            f"(seed {document['seed']}), each as fp32 and as int8 in the styles of onnxruntime's quantisation tool. "
+            f"One profile of {profile['operators']:,} operators ({profile['rows']:,} rows, {profile['profile_s']:.0f} "
+            f"s) and one fit ({profile['fit_s']:.0f} s). In `{strict}` no row of an operator that occurs in any of "
+            "these networks was left to fit on; `alone` is one predictor for every family, on the same rows; "
+            "`nn-meter` is that paper's recipe.",
             ways(document),
             f"A network's latency is the middle one of {len(networks[0]['samples_s'])} passes, at the speed that the "
             f"machine had when profiled; by kernels timed again it ran at {min(speeds):.2f} to {max(speeds):.2f} times "
