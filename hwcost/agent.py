@@ -73,8 +73,9 @@ _MOST_PATIENCE_S: Final = 1.0
 _IN_VAIN_S: Final = 3.0
 """After so long without an undisturbed run the machine is taken to be slower than it was."""
 _UNDISTURBED: Final = 1.1
-"""A piece of arithmetic takes at most so many times the shortest one; one beside somebody else 1.3 times and more."""
+"""A piece of arithmetic takes at most so many times the shortest one; one beside somebody else 1.2 times and more."""
 _ACQUAINTED: Final = 2000
+"""Pieces of arithmetic of which the shortest is the machine's pace at first."""
 _BASE, _EXPONENT, _MODULUS = 2**500 + 7, 2**9 - 1, 2**512 - 569
 _LEVELS: Final = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "none": "ORT_DISABLE_ALL"}
 _ALIGNED: Final = 64
@@ -176,9 +177,9 @@ def _arithmetic() -> object:
 class Stopwatch:
     """The shortest of repeated calls, in seconds, while nobody else slows the machine: a `Timer`.
 
-    Who shares a core, a neighbour on its other thread or another guest, takes a third to a half of its pace for tenths
-    of a second, far longer than most calls. So a short piece of arithmetic is timed between calls: where it takes
-    about as long as ever before and after some, these were undisturbed. One call to warm up, then as many as fit in the
+    Who shares a core, a neighbour on its other thread or another guest, takes a third to a half of its pace, for a
+    millisecond or for half a second. So a short piece of arithmetic is timed between calls: where it takes about as
+    long as ever before and after some, these were undisturbed. One call to warm up, then as many as fit in the
     seconds, three at least, and more until those of half of the seconds were undisturbed; within some patience, since
     others may never rest. A machine that has become slower for good is taken as it is.
     """
