@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from hwcost.agent import Stopwatch
+from hwcost.agent import stopwatch
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
 from hwcost.graph import supported_precisions
 from hwcost.machine import detect_machine
@@ -82,7 +82,7 @@ class Recorded:
 
 def _brief(run: Callable[[], object], seconds: float) -> float:
     """A real timing, as short as it can be."""
-    return Stopwatch()(run, 0.0)
+    return stopwatch(run, 0.0)
 
 
 def _never(run: Callable[[], object], seconds: float) -> float:
