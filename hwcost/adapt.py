@@ -243,12 +243,7 @@ def _shifted_fit(fit: Fit, adapted: Profile, factor: float) -> Fit:
         rows = groups.get((entry.report.family, entry.report.precision))
         if rows:
             families.append(_shifted_family(entry, rows, adapted))
-    composition = fit.composition
-    if composition is not None:
-        rates = {name: rate * factor for name, rate in composition.memory_s_per_byte.items()}
-        composition = composition.model_copy(
-            update={"kernel_s": composition.kernel_s * factor, "memory_s_per_byte": rates}
-        )
+    composition = fit.composition and fit.composition.slower(factor)
     return Fit(adapted.device, adapted.digest, fit.seed, fit.folds, tuple(families), composition)
 
 

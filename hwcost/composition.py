@@ -1,13 +1,14 @@
 """What a network costs beyond the sum of its kernels, learnt from random networks that the profiler ran whole.
 
 A kernel timed alone, again and again, finds caches and branch predictors as it left them. Inside a network it does not,
-and what that costs depends on what it does: arithmetic in registers hardly notices, moving data does. So every class of
+and what that costs depends on what it does: arithmetic in registers hardly notices, moving data does. So every role of
 kernels has a factor, close to 1, and every change from one kernel to another may cost more or less than rows hold. And
 a kernel timed alone finds its weights and tensors in a cache, which those of a large network push out: so weights and
 large tensors cost time by the byte, the more the larger what a call touches, its working set. What only moves or maps
 tensors finds them in the second cache when it is timed, and often not in a network, whatever that needs in all. All
-this is what makes the predictions of the measured networks right; what the caches hold is what makes those right that
-were left out.
+this is what makes the predictions of the measured networks right, by the median of their passes: a network is wanted as
+it usually runs. What the caches hold is nowhere to be read, and several sizes explain a profile's networks alike; so
+each counts by how right it makes those that were left out.
 """
 
 import math
@@ -20,11 +21,22 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from hwcost.hardware import spilled
-from hwcost.ops import Node, Operator, Precision, bytes_moved, weight_bytes
+from hwcost.ops import Conv, Node, Operator, Precision, bytes_moved, weight_bytes
 from hwcost.predictors.base import conformal_width
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
+Role = Literal[
+    "float pointwise",
+    "float spatial",
+    "float product",
+    "float data",
+    "int8 pointwise",
+    "int8 spatial",
+    "int8 product",
+    "int8 data",
+]
+"""The same, with convolutions over all channels told from other products: those of one pixel and those of more."""
 Stream = Literal["weights used once", "weights used again", "tensors", "near tensors"]
 """What a kernel reads or writes that caches may have lost: weights, by how often each is multiplied, since what waits
 for every byte of its weights does so when it is timed alone too; tensors that the last cache loses; and those that the
@@ -35,20 +47,24 @@ Layers = Iterable[tuple[Operator, Precision, int]]
 Values = NDArray[np.float64]
 
 CLASSES: Final = get_args(KernelClass)
+ROLES: Final = get_args(Role)
 STREAMS: Final = get_args(Stream)
-_SPREADS: Final = np.array([0.05] * len(CLASSES) + [5e-11, 5e-11, 2e-11, 2e-11] + [0.4])
+_SPREADS: Final = np.array([0.05] * len(ROLES) + [5e-11, 5e-11, 2e-11, 2e-11] + [0.4])
 """Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and per kernel, the
 last in shortest kernels."""
 _KERNEL: Final = -0.3
 """What is expected of a kernel among others, in shortest kernels: that half of what a change of kernel adds to its row,
 which is most of the shortest row, is too much. Few networks of large kernels cannot tell that from factors."""
-_RATES: Final = slice(len(CLASSES), len(CLASSES) + len(STREAMS))
+_RATES: Final = slice(len(ROLES), len(ROLES) + len(STREAMS))
 _LEAST: Final = 0.25
 """Share of its own latency that a kernel costs inside a network at least."""
 _ERROR: Final = 0.03
 """Standard deviation of a network's error that remains."""
 _ROUNDS: Final = 20
 _OUTLIER: Final = 0.1
+_DOUBT: Final = 0.001
+"""A mean error of networks left out that is larger by so much says e times less for what caches may hold."""
+_LEAST_CREDIT: Final = 0.02
 _LOST: Final = 8
 """A working set of so many times what the caches hold finds nothing of it there."""
 _TENSORS: Final = 2
@@ -76,36 +92,53 @@ class Held(BaseModel):
 HELD: Final = tuple(
     Held(together=2**together * 1024**2, alone=2**alone * 1024**2) for alone in (3, 4, 5) for together in range(5)
 )
-"""What caches may hold, 1 to 16 and 8 to 32 MiB: which of these is chosen by networks left out."""
+"""What caches may hold, 1 to 16 and 8 to 32 MiB: how much each of these counts is told by networks left out."""
 _HELD_TENSORS: Final = 2 * 1024**2
 """The working set that finds its tensors again. Networks left out say 1, 2 or 4 MiB, all equally well: at 16 MiB, where
 weights may still be held, the tensors of networks of few large ones are not."""
 
 
+class Memory(BaseModel):
+    """Seconds per byte that caches do not hold, if they hold so much: already counted by how credible that is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    held: Held
+    s_per_byte: dict[Stream, NonNegativeFloat]
+
+    def slower(self, factor: float) -> "Memory":
+        return self.model_copy(update={"s_per_byte": {name: s * factor for name, s in self.s_per_byte.items()}})
+
+
 class Composition(BaseModel):
-    """What was learnt: a factor per class of kernels, seconds that every kernel takes longer (or less long) among
-    others, what caches hold, the bytes of the second cache, seconds per byte that they do not hold, and the half-widths
-    (natural logarithm) of a network's interval, where its kernels were measured and where they are predicted."""
+    """What was learnt: a factor per role of kernels, seconds that every kernel takes longer (or less long) among
+    others, the bytes of the second cache, what memory costs by what caches may hold, to be added up, and the
+    half-widths (natural logarithm) of a network's interval, where its kernels were measured and where they are
+    predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     networks: int = Field(ge=1)
-    factors: dict[KernelClass, PositiveFloat]
+    factors: dict[Role, PositiveFloat]
     kernel_s: float
-    held: Held
     near_bytes: PositiveFloat
-    memory_s_per_byte: dict[Stream, NonNegativeFloat]
+    memory: tuple[Memory, ...]
     measured_width: NonNegativeFloat
     predicted_width: NonNegativeFloat
 
     def inside_s(self, op: Operator, precision: Precision, seconds: float) -> float:
         """Seconds inside a network of a kernel that takes so many by itself."""
-        return max(seconds * self.factors[kernel_class(op, precision)] + self.kernel_s, _LEAST * seconds)
+        return max(seconds * self.factors[role(op, precision)] + self.kernel_s, _LEAST * seconds)
 
     def memory_s(self, layers: Layers) -> float:
         """Seconds of one call that a network costs because caches do not hold its weights and tensors."""
-        rates = [self.memory_s_per_byte[name] for name in STREAMS]
-        return float(bytes_from_memory(layers, [self.held], self.near_bytes)[0] @ np.array(rates))
+        rates = np.array([[one.s_per_byte[name] for name in STREAMS] for one in self.memory])
+        return float((bytes_from_memory(layers, [one.held for one in self.memory], self.near_bytes) * rates).sum())
+
+    def slower(self, factor: float) -> "Composition":
+        """That of a device whose kernels all take so many times as long."""
+        memory = tuple(one.slower(factor) for one in self.memory)
+        return self.model_copy(update={"kernel_s": self.kernel_s * factor, "memory": memory})
 
 
 def kernel_class(op: Operator, precision: Precision) -> KernelClass:
@@ -113,6 +146,18 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
     if precision.activation_bits == 8:
         return "int8 product" if op.macs else "int8 data"
     return "float product" if op.macs else "float data"
+
+
+_POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
+_SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
+
+
+def role(op: Operator, precision: Precision) -> Role:
+    """The role of the kernel that runs an operator at a (realised) precision."""
+    kind = kernel_class(op, precision)
+    if isinstance(op, Conv) and op.groups == 1:
+        return (_POINTWISE if op.kernel == (1, 1) else _SPATIAL)[kind]
+    return kind
 
 
 def bytes_from_memory(layers: Layers, caches: Sequence[Held], near_bytes: float) -> Values:
@@ -154,7 +199,7 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
     """The change of each factor from 1, seconds per byte, and shortest kernels per kernel: least squares on relative
     errors with a normal prior; networks that nothing explains count less (Huber), and a byte never saves time."""
     shares = sums / whole_s[:, None] * _SPREADS
-    target = 1 - (overhead_s + sums[:, : len(CLASSES)].sum(axis=1) + _KERNEL * sums[:, -1]) / whole_s
+    target = 1 - (overhead_s + sums[:, : len(ROLES)].sum(axis=1) + _KERNEL * sums[:, -1]) / whole_s
     free = np.ones(len(_SPREADS), dtype=bool)
     change = np.zeros(len(_SPREADS))
     while True:
@@ -174,15 +219,22 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
 
 
 def _left_out(fitted: Values, judged: Values, overhead_s: float, whole_s: Values) -> Values:
-    """Natural logarithms of what comes of the sums `judged` of each network by what the others' sums `fitted` say, over
-    its own seconds."""
-    errors = np.zeros(len(whole_s))
+    """What comes of the sums `judged` of each network by what the others' sums `fitted` say, in its own seconds."""
+    ratios = np.zeros(len(whole_s))
     for out in range(len(whole_s)):
         rest = np.arange(len(whole_s)) != out
         change = _solve(fitted[rest], overhead_s, whole_s[rest])
-        said = overhead_s + judged[out, : len(CLASSES)].sum() + judged[out] @ change
-        errors[out] = math.log(max(float(said), 1e-9) / whole_s[out])
-    return errors
+        ratios[out] = (overhead_s + judged[out, : len(ROLES)].sum() + judged[out] @ change) / whole_s[out]
+    return np.maximum(ratios, 1e-9)
+
+
+def _credits(ratios: Values) -> Values:
+    """How much each of `HELD` counts, in sum 1, from what it says of networks left out, [caches, networks]."""
+    error = np.minimum(np.abs(np.log(ratios)), _OUTLIER).mean(axis=1)
+    credit = np.exp((error.min() - error) / _DOUBT)
+    credit[credit < _LEAST_CREDIT * credit.sum()] = 0
+    found: Values = credit / credit.sum()
+    return found
 
 
 def compose(
@@ -196,30 +248,36 @@ def compose(
     shortest_s: float,
     near_bytes: float,
 ) -> Composition:
-    """From sums of kernels in seconds by class [networks, classes], as measured and as predicted without having been
+    """From sums of kernels in seconds by role [networks, roles], as measured and as predicted without having been
     fitted on; bytes from memory for each of `HELD` and for `near_bytes` [caches, networks, streams]; kernels that
     one call executes [networks]; and the networks' own seconds, of every pass. A call costs `overhead_s`, the shortest
     kernel of the profile `shortest_s`.
 
-    All follows from the measured sums and the fastest passes; what caches hold makes the errors of networks left out
-    smallest, outliers cut. A half-width is the conformal quantile of such errors against the median of the passes.
+    All follows from the measured sums and the median of the passes. What caches may hold is averaged over (Hoeting et
+    al., Bayesian model averaging, 1999, with errors of networks left out in place of likelihoods). A half-width is the
+    conformal quantile of such errors.
     """
-    whole = np.array([min(passes) for passes in samples_s])
-    usual = np.log([median(passes) for passes in samples_s] / whole)
+    whole = np.array([median(passes) for passes in samples_s])
     designs = [np.hstack([measured, memory, shortest_s * counts[:, None]]) for memory in from_memory]
-    errors = [_left_out(design, design, overhead_s, whole) for design in designs]
-    best = int(np.argmin([np.minimum(np.abs(error), _OUTLIER).mean() for error in errors]))
-    design = designs[best]
-    unseen = np.hstack([predicted, design[:, len(CLASSES) :]])
-    widths = [conformal_width(np.abs(e - usual)) for e in (errors[best], _left_out(design, unseen, overhead_s, whole))]
-    change = _solve(design, overhead_s, whole)
+    said = np.array([_left_out(design, design, overhead_s, whole) for design in designs])
+    credits = _credits(said)
+    kept = np.flatnonzero(credits)
+    unseen = [np.hstack([predicted, designs[place][:, len(ROLES) :]]) for place in kept]
+    said_unseen = np.array(
+        [_left_out(designs[place], sums, overhead_s, whole) for place, sums in zip(kept, unseen, strict=True)]
+    )
+    widths = [conformal_width(np.abs(np.log(c @ r))) for c, r in ((credits, said), (credits[kept], said_unseen))]
+    changes = {int(place): _solve(designs[place], overhead_s, whole) * credits[place] for place in kept}
+    change = np.sum(list(changes.values()), axis=0)
     return Composition(
         networks=len(whole),
-        factors=dict(zip(CLASSES, (1 + change[: len(CLASSES)]).tolist(), strict=True)),
+        factors=dict(zip(ROLES, (1 + change[: len(ROLES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]) * shortest_s,
-        held=HELD[best],
         near_bytes=near_bytes,
-        memory_s_per_byte=dict(zip(STREAMS, change[_RATES].tolist(), strict=True)),
+        memory=tuple(
+            Memory(held=HELD[place], s_per_byte=dict(zip(STREAMS, one[_RATES].tolist(), strict=True)))
+            for place, one in changes.items()
+        ),
         measured_width=widths[0],
         predicted_width=max(widths),
     )

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threadpoolctl import threadpool_limits
 
 from hwcost.archive import pack, unpack
-from hwcost.composition import CLASSES, HELD, Composition, bytes_from_memory, compose, kernel_class
+from hwcost.composition import HELD, ROLES, Composition, bytes_from_memory, compose, role
 from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.files import read_file, write_atomically
@@ -32,8 +32,8 @@ from hwcost.predictors.linear import TiledPredictor
 from hwcost.profiles import PrecisionField, Profile, Row, Source
 
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
-# 5: by what caches hold of weights alone and together.
-FIT_VERSION: Final = 5
+# 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold.
+FIT_VERSION: Final = 6
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -99,7 +99,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[5] = FIT_VERSION
+    version: Literal[6] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int
@@ -201,10 +201,10 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
         rows = [profile.find(part.operator, part.precision) for part in network.parts]
         if any(row is None for row in rows):
             continue  # a kernel that the runtime refused alone
-        seconds = np.zeros((2, len(CLASSES)))
+        seconds = np.zeros((2, len(ROLES)))
         for part, row in zip(network.parts, rows, strict=True):
             assert row is not None
-            column_ = CLASSES.index(kernel_class(row.operator, row.precision))
+            column_ = ROLES.index(role(row.operator, row.precision))
             seconds[:, column_] += part.count * np.array(
                 [row.latency_s, unseen_s.get((key(row.operator), row.precision), row.latency_s)]
             )

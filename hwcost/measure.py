@@ -54,7 +54,7 @@ _WAIT_SHARE: Final = 0.1
 """Share of the time left that may be spent waiting for that."""
 _SLOW: Final = 0.05
 """How much slower the references run in a stage that is reported."""
-_WHOLE_PASSES: Final = 2
+_WHOLE_PASSES: Final = 4
 """Timings of a whole network after those of the operators, beside the one before."""
 _BURST_ATTEMPTS: Final = 20
 _BURST_PAUSE_S: Final = 0.5

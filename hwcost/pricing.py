@@ -1,11 +1,10 @@
 """What an operator, or a whole network, costs on a profiled device: exact rows first, then predictions, else an error.
 
 A price says where it comes from, and is the cost inside a network: the row's or the predictor's, times the factor of
-its class of kernels (`hwcost.composition`). Two intervals belong to it. Its own holds this operator's cost. Its part of
-a network's interval is narrower, since errors of operators cancel in a sum as far as they are not shared: how far, the
-networks say that were run when the profile was made. Without such networks nothing is known of it, and a part is the
-price's own interval, widened by `COMPOSITION` for what adding up misses. Parts add up end by end, so a lookup table can
-carry them.
+its role (`hwcost.composition`). Two intervals belong to it. Its own holds this operator's cost. Its part of a network's
+interval is narrower, since errors of operators cancel in a sum as far as they are not shared: how far, the networks say
+that were run when the profile was made. Without such networks nothing is known of it, and a part is the price's own
+interval, widened by `COMPOSITION` for what adding up misses. Parts add up end by end, so a lookup table can carry them.
 """
 
 import math

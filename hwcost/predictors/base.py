@@ -93,13 +93,16 @@ class Spread:
 
 
 def conformal_width(scores: Values) -> float:
-    """The conformal quantile of absolute errors, rank ceil((m + 1) * COVERAGE); with too few for that rank the largest
-    one, stretched by what is missing; with none a factor of two."""
+    """The conformal quantile of absolute errors, place (m + 1) * COVERAGE among them, between two neighbours where that
+    is no whole number: so on average just that share of new ones is held, of few errors too. With too few for that
+    place the largest one, stretched by what is missing; with none a factor of two."""
     count = len(scores)
     if count == 0:
         return math.log(2.0)
-    rank = math.ceil((count + 1) * COVERAGE)
-    return float(np.sort(scores)[min(rank, count) - 1]) * max(1.0, rank / count)
+    place = (count + 1) * COVERAGE
+    if place > count:
+        return float(scores.max()) * math.ceil(place) / count
+    return float(np.interp(place, np.arange(1, count + 1), np.sort(scores)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import pytest
 
 from hwcost.adapt import Samples, adapt_profile, measure_samples, read_samples
 from hwcost.cli import cli
-from hwcost.composition import STREAMS, Composition, Held, kernel_class
+from hwcost.composition import ROLES, STREAMS, Composition, Held, Memory, kernel_class
 from hwcost.console import run_cli
 from hwcost.errors import HwcostError, TransferError
 from hwcost.fit import Fit, fit_path, fit_profile, read_fit, write_fit
@@ -125,11 +125,10 @@ def test_the_fit_goes_along_and_is_kept_like_any_other(source: Profile, fit: Fit
 def test_errors_that_operators_share_do_not_cancel_in_a_network(source: Profile, fit: Fit) -> None:
     composition = Composition(
         networks=8,
-        factors=dict.fromkeys(FACTORS, 1.0),  # type: ignore[arg-type]
+        factors=dict.fromkeys(ROLES, 1.0),
         kernel_s=1e-8,
-        held=Held(together=2**21, alone=2**25),
         near_bytes=2**20,
-        memory_s_per_byte=dict.fromkeys(STREAMS, 1e-11),
+        memory=(Memory(held=Held(together=2**21, alone=2**25), s_per_byte=dict.fromkeys(STREAMS, 1e-11)),),
         measured_width=0.03,
         predicted_width=0.05,
     )

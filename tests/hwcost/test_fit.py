@@ -168,8 +168,8 @@ def test_bad_files_are_refused_with_what_to_do(tmp_path: Path, fit: Fit) -> None
         (data[:-20], r"is not a fit that can be read: .*run `hwcost fit` again"),
         (flipped, r"damaged, or that something else wrote; run `hwcost fit` again"),
         (pack(head, arrays), r"lacks the array .*run `hwcost fit` again"),
-        (_with_head(data, {"version": 9}), r"is not a fit of version 5: version: .*run `hwcost fit` again"),
-        (_with_head(data, {"format": "other"}), r"is not a fit of version 5: format: "),
+        (_with_head(data, {"version": 9}), r"is not a fit of version 6: version: .*run `hwcost fit` again"),
+        (_with_head(data, {"format": "other"}), r"is not a fit of version 6: format: "),
         (
             _with_head(data, {"features": ["one"]}),
             r"fitted on other features, 1 instead of \d+; run `hwcost fit` again",

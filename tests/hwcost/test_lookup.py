@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hwcost.composition import CLASSES, STREAMS, Composition, Held
+from hwcost.composition import ROLES, STREAMS, Composition, Held, Memory
 from hwcost.energy import energy_j
 from hwcost.errors import InvalidSpaceError, TableError, UnknownOperatorError
 from hwcost.fit import fit_profile
@@ -27,14 +27,13 @@ def random_architectures(space: SearchSpace, seed: int, count: int) -> list[Arch
 def composed() -> CostModel:
     """Whose fit has learnt from whole networks what adding up misses."""
     fit = fit_profile(MODEL.profile, names=["linear"])
-    factors = (1.5, 1.25, 0.5, 0.75)
+    factors = (1.5, 1.4, 1.3, 0.5, 1.25, 1.2, 1.1, 0.75)
     composition = Composition(
         networks=8,
-        factors=dict(zip(CLASSES, factors, strict=True)),
+        factors=dict(zip(ROLES, factors, strict=True)),
         kernel_s=-1e-7,
-        held=Held(together=2**21, alone=2**25),
         near_bytes=2**30,
-        memory_s_per_byte=dict.fromkeys(STREAMS, 1e-10),
+        memory=(Memory(held=Held(together=2**21, alone=2**25), s_per_byte=dict.fromkeys(STREAMS, 1e-10)),),
         measured_width=0.05,
         predicted_width=0.2,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwcost.composition import Composition, Held
+from hwcost.composition import Composition, Held, Memory
 from hwcost.errors import FitError, ProfileError, UnknownOperatorError
 from hwcost.fit import fit_path, fit_profile, write_fit
 from hwcost.ops import FLOAT, INT8, Conv, Operator, Pool, Precision
@@ -18,16 +18,29 @@ SPACE = SearchSpace.for_image((1, 8, 8), 10)
 UNSEEN = Conv.square(12, 40, 8, 3)
 COMPOSITIONS = Composition(
     networks=8,
-    factors={"float product": 1.5, "int8 product": 1.25, "float data": 0.5, "int8 data": 0.75},
-    kernel_s=1e-7,
-    held=Held(together=2**21, alone=2**25),
-    near_bytes=2**30,
-    memory_s_per_byte={
-        "weights used once": 4e-10,
-        "weights used again": 3e-10,
-        "tensors": 2e-11,
-        "near tensors": 1e-11,
+    factors={
+        "float pointwise": 1.5,
+        "float spatial": 1.5,
+        "float product": 1.5,
+        "float data": 0.5,
+        "int8 pointwise": 1.25,
+        "int8 spatial": 1.25,
+        "int8 product": 1.25,
+        "int8 data": 0.75,
     },
+    kernel_s=1e-7,
+    near_bytes=2**30,
+    memory=(
+        Memory(
+            held=Held(together=2**21, alone=2**25),
+            s_per_byte={
+                "weights used once": 4e-10,
+                "weights used again": 3e-10,
+                "tensors": 2e-11,
+                "near tensors": 1e-11,
+            },
+        ),
+    ),
     measured_width=0.05,
     predicted_width=0.2,
 )
@@ -193,7 +206,7 @@ def test_weights_that_caches_do_not_hold_cost_a_network_time(model: CostModel, c
     layers = [(large, Precision(4, 8))] * 20  # which run as int8 kernels, whose weights are 8 bits wide
     total = composed.price_all(layers)
     weight_bytes = 20 * (large.weights + 8 * large.channels)
-    assert total.memory_s == pytest.approx(weight_bytes * COMPOSITIONS.memory_s_per_byte["weights used once"])
+    assert total.memory_s == pytest.approx(weight_bytes * COMPOSITIONS.memory[0].s_per_byte["weights used once"])
     kernels_s = sum(price.latency_s for price in total.prices)
     assert total.latency_s == pytest.approx(total.run_overhead_s + total.memory_s + kernels_s)
     assert total.low_s < total.latency_s < total.high_s
