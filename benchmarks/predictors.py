@@ -55,6 +55,7 @@ TIMED_KERNELS: Final = 2000
 MISSED: Final = 0.1
 PROFILED: Final = "as profiled"
 STRICT: Final = "every kernel predicted"
+AGAIN: Final = "measured again"
 LARGE_S: Final = 20e-6
 Layer = tuple[Operator, Precision]
 
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
     quick, seed = arguments.quick, arguments.seed
     work = arguments.work or Path(tempfile.gettempdir()) / f"hwcost-predictors-{'quick' if quick else seed}"
     work.mkdir(parents=True, exist_ok=True)
-    count, passes = (3, 1) if quick else (arguments.networks, PASSES)
+    count, passes = (3, 2) if quick else (arguments.networks, PASSES)
     with progress("Writing networks") as report:
         held_out = held_out_networks(work / "networks", seed=seed, generated=count, light=not quick, progress=report)
     judged = read(held_out)
@@ -140,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
         "profile": {**took, "rows": len(profile.rows), "operators": len({row.operator for row in profile.rows}),
                     "strict_rows": len(strict.rows), "noise_floor": profile.noise_floor, "notes": list(profile.notes),
                     "composition": None if fit.composition is None else fit.composition.model_dump()},
-        "ways": {name: table(way, judged) for name, way in ways.items()},
+        "ways": {name: table(way, judged) for name, way in ways.items()} | measured_again(judged),
         "as_run": {name: table(ways[name], judged, as_run=True) for name in (PROFILED, STRICT)},
         "kernels": kernels(strict_fit),
         "kernels_of_networks": kernels_of_networks(CostModel(strict, replace(strict_fit, composition=None)), timed),
@@ -385,6 +386,15 @@ def table(way: Sequence[Predicted], judged: Sequence[Judged], as_run: bool = Fal
             "covered": sum(a.covered for a, _ in pairs),
         }
     return found
+
+
+def measured_again(judged: Sequence[Judged]) -> dict[str, Any]:
+    """How well every second pass tells the others: no predictor can be expected to do better."""
+    halves = [
+        [replace(one, samples_s=one.samples_s[start::2], speeds=one.speeds[start::2]) for one in judged]
+        for start in (0, 1)
+    ]
+    return {AGAIN: table([Predicted(one.measured_s, None) for one in halves[0]], halves[1])}
 
 
 def kernels(fit: Fit) -> list[dict[str, Any]]:

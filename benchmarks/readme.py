@@ -176,7 +176,8 @@ def predictors(document: dict[str, Any]) -> str:
             f"One profile of {profile['operators']:,} operators ({profile['rows']:,} rows, {profile['profile_s']:.0f} "
             f"s) and one fit ({profile['fit_s']:.0f} s). In `{strict}` no row of an operator that occurs in any of "
             "these networks was left to fit on; `alone` is one predictor for every family, on the same rows; "
-            "`nn-meter` is that paper's recipe.",
+            "`nn-meter` is that paper's recipe. `measured again`: what every second pass says of the others, which no "
+            "predictor can be expected to surpass.",
             ways(document),
             f"A network's latency is the middle one of {len(networks[0]['samples_s'])} passes, at the speed that the "
             f"machine had when profiled; by kernels timed again it ran at {min(speeds):.2f} to {max(speeds):.2f} times "

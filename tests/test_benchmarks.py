@@ -150,7 +150,10 @@ def test_predictors_are_judged_on_networks_without_an_operator_of_theirs(tmp_pat
     document = quick("predictors", "--seed", "3", "--work", str(work))
     networks, ways = document["networks"], document["ways"]
     assert {one["bits"] for one in networks} == {8, 32} and len(networks) == 6
-    assert {"as profiled", "every kernel predicted", "flops alone", "linear alone"} <= set(ways)
+    assert {"as profiled", "every kernel predicted", "flops alone", "linear alone", "measured again"} <= set(ways)
+    halves = [[a * b for a, b in zip(one["samples_s"], one["speeds"], strict=True)] for one in networks]
+    again = statistics.mean(abs(first / second - 1) for first, second in halves)
+    assert ways["measured again"]["all"]["mape"] == pytest.approx(again)
     assert all(way["all"]["networks"] == 6 and way["all"]["mape"] > 0 for way in ways.values())
     assert 0 < document["profile"]["strict_rows"] <= document["profile"]["rows"]
     for one in networks:
