@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
         "profile": {**took, "rows": len(profile.rows), "operators": len({row.operator for row in profile.rows}),
                     "strict_rows": len(strict.rows), "noise_floor": profile.noise_floor, "notes": list(profile.notes),
                     "composition": None if fit.composition is None else fit.composition.model_dump()},
-        "ways": {name: table(way, judged) for name, way in ways.items()} | measured_again(judged),
+        "ways": {name: table(way, judged) for name, way in ways.items()} | {AGAIN: measured_again(judged)},
         "as_run": {name: table(ways[name], judged, as_run=True) for name in (PROFILED, STRICT)},
         "kernels": kernels(strict_fit),
         "kernels_of_networks": kernels_of_networks(CostModel(strict, replace(strict_fit, composition=None)), timed),
@@ -394,7 +394,7 @@ def measured_again(judged: Sequence[Judged]) -> dict[str, Any]:
         [replace(one, samples_s=one.samples_s[start::2], speeds=one.speeds[start::2]) for one in judged]
         for start in (0, 1)
     ]
-    return {AGAIN: table([Predicted(one.measured_s, None) for one in halves[0]], halves[1])}
+    return table([Predicted(one.measured_s, None) for one in halves[0]], halves[1])
 
 
 def kernels(fit: Fit) -> list[dict[str, Any]]:

@@ -49,6 +49,8 @@ Values = NDArray[np.float64]
 CLASSES: Final = get_args(KernelClass)
 ROLES: Final = get_args(Role)
 STREAMS: Final = get_args(Stream)
+_POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
+_SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
 _SPREADS: Final = np.array([0.05] * len(ROLES) + [5e-11, 5e-11, 2e-11, 2e-11] + [0.4])
 """Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and per kernel, the
 last in shortest kernels."""
@@ -148,10 +150,6 @@ def kernel_class(op: Operator, precision: Precision) -> KernelClass:
     return "float product" if op.macs else "float data"
 
 
-_POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
-_SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
-
-
 def role(op: Operator, precision: Precision) -> Role:
     """The role of the kernel that runs an operator at a (realised) precision."""
     kind = kernel_class(op, precision)
@@ -218,14 +216,17 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
     return found
 
 
-def _left_out(fitted: Values, judged: Values, overhead_s: float, whole_s: Values) -> Values:
-    """What comes of the sums `judged` of each network by what the others' sums `fitted` say, in its own seconds."""
-    ratios = np.zeros(len(whole_s))
-    for out in range(len(whole_s)):
-        rest = np.arange(len(whole_s)) != out
-        change = _solve(fitted[rest], overhead_s, whole_s[rest])
-        ratios[out] = (overhead_s + judged[out, : len(ROLES)].sum() + judged[out] @ change) / whole_s[out]
-    return np.maximum(ratios, 1e-9)
+def _left_out(sums: Values, overhead_s: float, whole_s: Values) -> Values:
+    """For each network what the sums of the others say, as `_solve` does, [networks, sums]."""
+    every = np.arange(len(whole_s))
+    return np.array([_solve(sums[every != out], overhead_s, whole_s[every != out]) for out in every])
+
+
+def _ratios(sums: Values, changes: Values, overhead_s: float, whole_s: Values) -> Values:
+    """What comes of each network's sums by its changes, in its own seconds."""
+    said = overhead_s + sums[:, : len(ROLES)].sum(axis=1) + (sums * changes).sum(axis=1)
+    ratios: Values = np.maximum(said / whole_s, 1e-9)
+    return ratios
 
 
 def _credits(ratios: Values) -> Values:
@@ -259,24 +260,25 @@ def compose(
     """
     whole = np.array([median(passes) for passes in samples_s])
     designs = [np.hstack([measured, memory, shortest_s * counts[:, None]]) for memory in from_memory]
-    said = np.array([_left_out(design, design, overhead_s, whole) for design in designs])
-    credits = _credits(said)
-    kept = np.flatnonzero(credits)
-    unseen = [np.hstack([predicted, designs[place][:, len(ROLES) :]]) for place in kept]
-    said_unseen = np.array(
-        [_left_out(designs[place], sums, overhead_s, whole) for place, sums in zip(kept, unseen, strict=True)]
+    left_out = [_left_out(design, overhead_s, whole) for design in designs]
+    unseen = [np.hstack([predicted, design[:, len(ROLES) :]]) for design in designs]
+    of_measured, of_predicted = (
+        np.array([_ratios(*pair, overhead_s, whole) for pair in zip(sums, left_out, strict=True)])
+        for sums in (designs, unseen)
     )
-    widths = [conformal_width(np.abs(np.log(c @ r))) for c, r in ((credits, said), (credits[kept], said_unseen))]
-    changes = {int(place): _solve(designs[place], overhead_s, whole) * credits[place] for place in kept}
-    change = np.sum(list(changes.values()), axis=0)
+    credits = _credits(of_measured)
+    widths = [conformal_width(np.abs(np.log(credits @ ratios))) for ratios in (of_measured, of_predicted)]
+    changes = credits[:, None] * np.array([_solve(design, overhead_s, whole) for design in designs])
+    change = changes.sum(axis=0)
     return Composition(
         networks=len(whole),
         factors=dict(zip(ROLES, (1 + change[: len(ROLES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]) * shortest_s,
         near_bytes=near_bytes,
         memory=tuple(
-            Memory(held=HELD[place], s_per_byte=dict(zip(STREAMS, one[_RATES].tolist(), strict=True)))
-            for place, one in changes.items()
+            Memory(held=held, s_per_byte=dict(zip(STREAMS, one[_RATES].tolist(), strict=True)))
+            for held, credit, one in zip(HELD, credits, changes, strict=True)
+            if credit
         ),
         measured_width=widths[0],
         predicted_width=max(widths),
