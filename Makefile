@@ -37,7 +37,7 @@ demo: install  ## the main job end to end, in the folder DEMO=demo: profile, fit
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh "$(DEMO)"
 
 test: install  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: install  ## format, lint, types, the layout's contracts and the layout's tests
 	$(BIN)/ruff format --check .
