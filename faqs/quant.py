@@ -28,12 +28,13 @@ def weight_clip(weight: Tensor, active: Tensor | None = None) -> Tensor:
     dims = tuple(range(1, weight.dim()))  # below, float64, so that the order of summation does not matter
     if active is None:
         norm: Tensor = torch.linalg.vector_norm(weight.detach(), dim=dims, keepdim=True, dtype=torch.float64)
-        mean_square = norm.square() / (weight.numel() / weight.shape[0])
+        root_mean_square = norm / math.sqrt(weight.numel() / weight.shape[0])
     else:
         square = weight.detach().double().square()
         mask = active.detach().double().expand_as(square)
         mean_square = (square * mask).sum(dim=dims, keepdim=True) / mask.sum(dim=dims, keepdim=True).clamp(min=1.0)
-    return (CLIP_RMS * mean_square.sqrt()).clamp(min=_SMALLEST_CLIP).to(weight.dtype)
+        root_mean_square = mean_square.sqrt()
+    return (CLIP_RMS * root_mean_square).clamp(min=_SMALLEST_CLIP).to(weight.dtype)
 
 
 def weight_codes(weight: Tensor, clip: Tensor) -> Tensor:
@@ -56,28 +57,39 @@ def container_unit(clip: Tensor, bits: int) -> Tensor:
     return clip / 128.0 if bits == 8 else clip * (2.0 ** (7 - bits) / 128.0)
 
 
-def quantised_weight(weight: Tensor, bits: int, clip: Tensor) -> Tensor:
-    """Weights on the b-bit grid, same shape; the gradient passes straight through inside the clip, not outside.
+def quantised_weight(
+    weight: Tensor, bits: int, clip: Tensor | None = None, cut: tuple[slice, ...] | None = None
+) -> Tensor:
+    """Weights on the b-bit grid, those of `cut` alone where one is given; the gradient passes straight through inside
+    the clip, not outside. Without a `clip` it is `weight_clip` of them.
 
     What `container_values` of the nested codes times `container_unit` are, in float arithmetic, which is exact here.
     """
-    quantised: Tensor = _StraightThrough.apply(weight, bits, clip)  # type: ignore[no-untyped-call]
+    quantised: Tensor = _StraightThrough.apply(weight, bits, clip, cut)  # type: ignore[no-untyped-call]
     return quantised
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: int, clip: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, clip)
-        codes = (weight * (128.0 / clip)).round_().clamp_(-127, 127)
+    def forward(ctx: Any, weight: Tensor, bits: int, clip: Tensor | None, cut: tuple[slice, ...] | None) -> Tensor:
+        part = weight if cut is None else weight[cut]
+        if clip is None:
+            clip = weight_clip(part)
+        ctx.save_for_backward(part.abs() <= clip)
+        ctx.cut, ctx.shape = cut, weight.shape
+        codes = (part * (128.0 / clip)).round_().clamp_(-127, 127)
         if bits < 8:
             codes = codes.mul_(2.0 ** (bits - 8)).floor_().mul_(2.0).add_(1.0)
         return codes.mul_(container_unit(clip, bits))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        weight, clip = ctx.saved_tensors
-        return gradients[0] * (weight.abs() <= clip), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,), (inside,) = gradients, ctx.saved_tensors
+        if ctx.cut is None:
+            return gradient * inside, None, None, None
+        whole = gradient.new_zeros(ctx.shape)
+        torch.mul(gradient, inside, out=whole[ctx.cut])
+        return whole, None, None, None
 
 
 class ActivationQuantiser(nn.Module):
@@ -98,19 +110,21 @@ class ActivationQuantiser(nn.Module):
         return self.log_clip.exp() / self.high
 
     def forward(self, x: Tensor) -> Tensor:
-        quantised: Tensor = _LearnedStep.apply(x, self.step, self.low, self.high)  # type: ignore[no-untyped-call]
+        quantised: Tensor = _LearnedClip.apply(x, self.log_clip, self.low, self.high)  # type: ignore[no-untyped-call]
         return quantised
 
 
-class _LearnedStep(torch.autograd.Function):
-    """round(clamp(x / step)) * step; the gradient of x passes inside the range, that of the step is LSQ's equation 3,
-    scaled by 1 / sqrt(numel * high).
+class _LearnedClip(torch.autograd.Function):
+    """round(clamp(x / step)) * step with step = exp(log_clip) / high; the gradient of x passes inside the range, that
+    of the step is LSQ's equation 3, scaled by 1 / sqrt(numel * high).
 
-    d y / d step is y / step outside the range and (y - x) / step inside, so input and output are all that is kept.
+    d y / d step is y / step outside the range and (y - x) / step inside, so input and output are all that is kept; and
+    d step / d log_clip is the step itself.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, log_clip: Tensor, low: int, high: int) -> Tensor:
+        step = log_clip.exp() / high
         y = (x / step).round_().clamp_(low, high).mul_(step)
         ctx.save_for_backward(x, y, step)
         ctx.range = (low, high)
@@ -121,15 +135,16 @@ class _LearnedStep(torch.autograd.Function):
         (gradient,) = gradients
         x, y, step = ctx.saved_tensors
         low, high = ctx.range
-        of_x = torch.ops.aten.hardtanh_backward(gradient, x, low * float(step.detach()), high * float(step.detach()))
-        of_step = (_dot(gradient, y) - _dot(of_x, x)) / step
-        return of_x, of_step / math.sqrt(x.numel() * high), None, None
+        value = step.item()
+        of_x = torch.ops.aten.hardtanh_backward(gradient, x, low * value, high * value)
+        of_clip = (_dot(gradient, y) - _dot(of_x, x)) / math.sqrt(x.numel() * high)
+        return of_x, of_clip, None, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The sum of products, in one pass where both lie in memory alike."""
-    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
-        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    if a.dim() == 4 and a.stride() == b.stride() and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = (one.as_strided((one.numel(),), (1,)) for one in (a, b))
     return torch.dot(a.reshape(-1), b.reshape(-1))
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from faqs.quant import quantised_weight, weight_clip
+from faqs.quant import quantised_weight
 from faqs.superkernel import Gates, SuperBlock
 from faqs.supernet import SuperNet
 from hwcost import SKIP, Architecture, SearchSpace
@@ -81,9 +81,7 @@ def norm_scores(supernet: SuperNet) -> Scores:
         ]
         errors = []
         for bits in space.weight_bits:
-            pairs = [
-                (layer.weight, quantised_weight(layer.weight, bits, weight_clip(layer.weight))) for layer in layers
-            ]
+            pairs = [(layer.weight, quantised_weight(layer.weight, bits)) for layer in layers]
             errors.append(_rms(torch.cat([(latent - coded).reshape(-1) for latent, coded in pairs])))
         for column, choice in enumerate(space.choices):
             if choice != SKIP and legal[spec.index, column]:

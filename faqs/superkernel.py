@@ -90,11 +90,11 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """`weight` is what the caller made of `self.weight`: quantised, gated, perhaps only its first output channels;
         of the normalisation as many channels are used, and learn."""
-        channels, padding = weight.shape[0], weight.shape[-1] // 2
-        if self.groups > 1:
+        channels, kernel = weight.shape[0], weight.shape[-1]
+        if self.groups > 1 and kernel > 3:
             y: Tensor = _Depthwise.apply(x, weight, self.stride)  # type: ignore[no-untyped-call]
         else:
-            y = functional.conv2d(x, weight, None, self.stride, padding)
+            y = functional.conv2d(x, weight, None, self.stride, kernel // 2, 1, channels if self.groups > 1 else 1)
         quantised: Tensor = self.quantise(self._normalise(y, channels))
         return quantised
 
@@ -105,7 +105,7 @@ class ConvNorm(nn.Module):
             return whole
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
         if self.training:
-            norm.num_batches_tracked += 1
+            norm.num_batches_tracked.add_(1)
         momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
         mean, variance = norm.running_mean[:channels], norm.running_var[:channels]
         weight, bias = norm.weight[:channels], norm.bias[:channels]
@@ -113,10 +113,10 @@ class ConvNorm(nn.Module):
 
 
 class _Depthwise(torch.autograd.Function):
-    """Depthwise convolution, padded by half its kernel. x [n, c, h, w], weight [c, 1, k, k].
+    """Depthwise convolution of more than 3x3, padded by half its kernel. x [n, c, h, w], weight [c, 1, k, k].
 
-    Above 3x3 the gradient of the weight is put together from overlapping windows of 3x3: oneDNN has a fast kernel for
-    these alone (a 5x5 one took 2.5 to 3 times as long, 7x7 1.5 to 4 times; 96 to 384 channels of 16x16 to 4x4).
+    The gradient of the weight is put together from overlapping windows of 3x3: oneDNN has a fast kernel for these
+    alone (a 5x5 one took 2.5 to 3 times as long, 7x7 1.5 to 4 times; 96 to 384 channels of 16x16 to 4x4).
     """
 
     @staticmethod
@@ -130,7 +130,6 @@ class _Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (of_x, of_weight, _), stride = ctx.needs_input_grad, ctx.stride
         channels, _, kernel, _ = weight.shape
-        small = kernel <= 3
 
         def gradient(x: Tensor, weight: Tensor, padding: int, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
             found = torch.ops.aten.convolution_backward(
@@ -140,9 +139,9 @@ class _Depthwise(torch.autograd.Function):
             return found[0], found[1]
 
         x_gradient, weight_gradient = None, None
-        if of_x or (of_weight and small):
-            x_gradient, weight_gradient = gradient(x, weight, kernel // 2, (of_x, of_weight and small))
-        if of_weight and not small:
+        if of_x:
+            x_gradient, _ = gradient(x, weight, kernel // 2, (True, False))
+        if of_weight:
             margin, (height, width) = kernel // 2, gradients[0].shape[2:]
             padded = functional.pad(x, (margin,) * 4)
             weight_gradient = torch.empty_like(weight)
@@ -217,8 +216,7 @@ class SuperBlock(nn.Module):
             return x
         cuts, y = block_slices(self.space, self.spec, choice), x
         for name, layer in (("expand", self.expand), ("depthwise", self.depthwise), ("project", self.project)):
-            weight = layer.weight[cuts[f"{name}.weight"]]
-            y = layer(y, quantised_weight(weight, choice.weight_bits, weight_clip(weight)))
+            y = layer(y, quantised_weight(layer.weight, choice.weight_bits, cut=cuts[f"{name}.weight"]))
         return y if self.add is None else self.add(x + y)
 
 
@@ -237,8 +235,7 @@ class SlicedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x
         for layer in (self.expand, self.depthwise, self.project):
-            clip = weight_clip(layer.weight)
-            y = layer(y, quantised_weight(layer.weight, self.choice.weight_bits, clip))
+            y = layer(y, quantised_weight(layer.weight, self.choice.weight_bits))
         if self.add is not None:
             y = self.add(x + y)
         return y

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from faqs.quant import ActivationQuantiser, quantise_input, quantised_weight, weight_clip
+from faqs.quant import ActivationQuantiser, quantise_input, quantised_weight
 from faqs.superkernel import ConvNorm, Gates, SlicedBlock, SuperBlock, block_slices, slice_block
 from hwcost import SKIP, Architecture, SearchSpace
 
@@ -33,15 +33,13 @@ class _Network(nn.Module):
 
     def _head(self, x: Tensor) -> Tensor:
         pooled = self.pool(x.mean(dim=(2, 3)))
-        weight = self.classifier.weight
-        quantised = quantised_weight(weight, 8, weight_clip(weight))
+        quantised = quantised_weight(self.classifier.weight, 8)
         scores: Tensor = self.logits(functional.linear(pooled, quantised, self.classifier.bias))
         return scores
 
     def _stem(self, images: Tensor) -> Tensor:
-        weight = self.stem.weight
         images = images.contiguous(memory_format=torch.channels_last)  # everything after it follows; half the time
-        x: Tensor = self.stem(quantise_input(images), quantised_weight(weight, 8, weight_clip(weight)))
+        x: Tensor = self.stem(quantise_input(images), quantised_weight(self.stem.weight, 8))
         return x
 
 
