@@ -4,9 +4,10 @@ A sample begins with the families' shares. Once it holds them all, each batch is
 that a quick predictor makes on operators of the family that it was not fitted on, near-identical ones held out
 together. It follows from the first timing of every row alone, and from the seed, so it can be decided again.
 
-A family of the prior may hold several kinds of kernel, each with a predictor of its own. Whichever of these has hardly
-any rows comes first, so that rare kinds have enough to be fitted on; and so does what moves as many bytes, beside the
-second cache of the machine, as hardly any row of its kind, for what a byte costs changes there.
+A family of the prior may hold several kinds of kernel, each with a predictor or, by the way it computes, with
+coefficients of its own. Whichever of these has hardly any rows comes first, so that rare kinds have enough to be fitted
+on; and so does what moves as many bytes, beside the second cache of the machine, as hardly any row of its kind, for
+what a byte costs changes there.
 """
 
 import math
@@ -14,20 +15,21 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwcost.errors import FitError
-from hwcost.features import family, feature_matrix
+from hwcost.features import WAYS, family, feature_matrix, way_of
 from hwcost.fit import grouped_folds
 from hwcost.hardware import WHOLLY_HELD, WHOLLY_SPILLED, Hardware
 from hwcost.ops import Operator, Precision, bytes_moved
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams
+from hwcost.tiling import ALGORITHMS
 from hwcost.timing import Request
 
 _PREDICTORS: Final = ("tiled", "roofline")
@@ -36,16 +38,17 @@ _FOLDS: Final = 4
 _PRIOR_ROWS: Final = 10
 """Rows of the overall error that every family's error starts from."""
 _WORST: Final = math.log(2.0)
-_ENOUGH: Final = 6
+_ENOUGH: Final = [16 if way.removeprefix("algorithm_") in ALGORITHMS else 6 for way in ("", *WAYS)]
 _ENOUGH_ALIKE: Final = 2
-"""Rows from which on a kind of kernel is drawn as often as the prior has it: in all, and that move as many bytes."""
+"""Rows from which on a kind of kernel is drawn as often as the prior has it: in all by its way, more where a dozen
+loops have costs of their own, and those that move as many bytes."""
 _REACHES: Final = (WHOLLY_HELD, WHOLLY_SPILLED, 2 * WHOLLY_SPILLED)
 """What moves between so many times the second cache is alike; nothing is rare beyond the last, where timing is dear."""
 _AHEAD: Final = 100
-"""Among so many next operators of a family those of rare kinds are looked for."""
+"""Among so many next operators of a family at least those of rare kinds are looked for."""
 
-
-_Kind = tuple[str, Precision]
+_Kind = tuple[str, Precision, int]
+"""Family, precision, and way of computing as `way_of` tells it."""
 _Drawn = tuple[tuple[Request, ...], tuple[tuple[_Kind, int], ...]]
 
 
@@ -93,29 +96,32 @@ class AdaptiveSample:
     def _drawn(self, name: str) -> tuple[Request, ...]:
         """What is measured of the next operator of a family, one of a rare kind before others; nothing at its end."""
         ahead = self._next[name]
-        ahead += map(self._described, islice(self._streams.get(name, ()), _AHEAD - len(ahead)))
+        if len(ahead) < _AHEAD:
+            ahead += self._described(list(islice(self._streams.get(name, ()), _AHEAD)))
         if not ahead:
             return ()
 
-        def held(drawn: _Drawn) -> int:
+        def held(drawn: _Drawn) -> float:
             _, kinds = drawn
-            rows = (self._rows[kind] for kind, _ in kinds)
-            alike = (_ENOUGH // _ENOUGH_ALIKE * self._alike[one] for one in kinds if one[1] < len(_REACHES))
-            return min([_ENOUGH, *rows, *alike])
+            rows = (self._rows[kind] / _ENOUGH[kind[-1]] for kind, _ in kinds)
+            alike = (self._alike[one] / _ENOUGH_ALIKE for one in kinds if one[1] < len(_REACHES))
+            return float(min([1.0, *rows, *alike]))
 
         found, kinds = ahead.pop(min(range(len(ahead)), key=lambda place: held(ahead[place])))
         self._rows.update(kind for kind, _ in kinds)
         self._alike.update(kinds)
         return found
 
-    def _described(self, op: Operator) -> _Drawn:
-        """What is measured of an operator, and of each the kind and how many of `_REACHES` its bytes are beyond."""
-        found, l2 = self._requests_of(op), (self._hardware or Hardware()).l2
-        moved = (bytes_moved(op, precision) for op, precision in found)
-        reaches = (sum(size > times * l2 for times in _REACHES) for size in moved)
-        return found, tuple(
-            ((family(op), precision), reach) for (op, precision), reach in zip(found, reaches, strict=True)
-        )
+    def _described(self, operators: Sequence[Operator]) -> list[_Drawn]:
+        """What is measured of operators, and of each the kind and how many of `_REACHES` its bytes are beyond."""
+        requests, hardware = [self._requests_of(op) for op in operators], self._hardware or Hardware()
+        ways = iter(way_of(feature_matrix(chain(*requests), hardware)).tolist())
+
+        def kind(op: Operator, precision: Precision) -> tuple[_Kind, int]:
+            moved = bytes_moved(op, precision)
+            return (family(op), precision, next(ways)), sum(moved > times * hardware.l2 for times in _REACHES)
+
+        return [(found, tuple(kind(op, precision) for op, precision in found)) for found in requests]
 
     def state(self) -> str:
         """The error of the quick predictor on what it had not seen, in words; nothing before the first."""

@@ -344,6 +344,8 @@ def _general(
         return turned * lost(s[lines], step, cache) * late
 
     read_again = evicted("columns", "rows", hardware.l1)
+    # What is read takes a place now and then, and what it pushes out comes back in the place of the next.
+    rests_lost = sum(lost(s["rest"] + more, "rows", hardware.l1) for more in (-1, 0, 1)) / 3
     caches = {"l1": hardware.l1, "l2": hardware.l2, "l3": hardware.l3}
     return {
         "log_macs": _log(s["macs"]),
@@ -401,7 +403,7 @@ def _general(
         "log_evicted_columns_l1": _log(read_again),
         "log_evicted_columns_l2": _log(evicted("columns", "rows", hardware.l2)),
         "log_rest_positions": _log(rests // np.maximum(s["rest"], 1)),
-        "log_evicted_rests": _log(rests * lost(s["rest"], "rows", hardware.l1)),
+        "log_evicted_rests": _log(rests * rests_lost),
         "log_copied_blocks": _log(copied * (s["output_elements"] // np.maximum(s["block"], 1))),
         "log_forgotten_branches": _log(s["branches"] * np.clip(_log(s["branches"] / _REMEMBERED) / math.log(8), 0, 1)),
         "read_alignment": np.where(s["planes"] > 0, _log(read_step), 0.0),

@@ -33,7 +33,7 @@ from hwcost.profiles import PrecisionField, Profile, Row, Source
 
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
 # 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold.
-FIT_VERSION: Final = 6
+FIT_VERSION: Final = 7
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -99,7 +99,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[6] = FIT_VERSION
+    version: Literal[7] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int
