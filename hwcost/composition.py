@@ -39,8 +39,8 @@ Role = Literal[
 """The same, with convolutions over all channels told from other products: those of one pixel and those of more."""
 Stream = Literal["weights used once", "weights used again", "tensors", "near tensors"]
 """What a kernel reads or writes that caches may have lost: weights, by how often each is multiplied, since what waits
-for every byte of its weights does so when it is timed alone too; tensors that the last cache loses; and those that the
-second one loses, of kernels that only move or map data."""
+for every byte of its weights does so when it is timed alone too, and as long for the second cache as for the last;
+tensors that the last cache loses; and those that the second one loses, of kernels that only move or map data."""
 
 Layers = Iterable[tuple[Operator, Precision, int]]
 """Kernels at their realised precision, and how often one call executes each."""
@@ -78,12 +78,13 @@ _AROUND: Final = 4
 _SHORT_LIVED_BYTES: Final = 0.25 * 1024**2, 2 * 1024**2
 """Tensors of a kernel that are still near when the next one reads them, all and none."""
 _ALONE: Final = 2
-"""Of weights of so many times what the caches hold of a kernel that runs alone, its row contains that they wait."""
+"""Of weights of so many times what the caches hold of a kernel that runs alone, its row contains that they wait; and a
+network whose working set is so large finds none of those that it uses once."""
 
 
 class Held(BaseModel):
-    """What caches hold all of, in bytes: the working set of a network that finds its weights there again, and the
-    weights of a kernel that runs alone."""
+    """What caches hold all of, in bytes: the working set of a network that finds again there the weights that it uses
+    more than once, and what the last one leaves to a kernel that runs alone, or to a network for weights used once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -167,14 +168,15 @@ def bytes_from_memory(layers: Layers, caches: Sequence[Held], near_bytes: float)
     beyond = spilled(inside, near_bytes) - spilled(alone, near_bytes)
     near = (count * moved * beyond * maps).sum() * spilled(total, near_bytes)
 
-    def lost(size: float) -> float:
-        return float(_between(all_weights + _TENSORS * largest, size, _LOST * size))
+    def lost(size: float, times: float = _LOST) -> float:
+        return float(_between(all_weights + _TENSORS * largest, size, times * size))
 
     far = (count * moved * _between(moved, *_SHORT_LIVED_BYTES)).sum() * lost(_HELD_TENSORS)
     found = []
     for held in caches:
-        cold = count * stored * (1 - _between(stored, held.alone, _ALONE * held.alone)) * lost(held.together)
-        found.append(((cold * waits).sum(), (cold * (1 - waits)).sum(), far, near))
+        warm = count * stored * (1 - _between(stored, held.alone, _ALONE * held.alone))
+        once, again = (warm * waits).sum(), (warm * (1 - waits)).sum()
+        found.append((once * lost(held.alone, _ALONE), again * lost(held.together), far, near))
     return np.array(found)
 
 

@@ -81,9 +81,11 @@ class Made:
         return OVERHEAD_S + sums @ factors(found) + memory + self.counts * found.kernel_s
 
 
-def from_memory(layers: Layers, together: float, near_bytes: float = NEAR) -> npt.NDArray[Any]:
-    """Bytes of each stream where caches hold so much of a network, and 32 MiB of weights of a kernel alone."""
-    return bytes_from_memory(layers, [Held(together=together, alone=32 * MEBIBYTE)], near_bytes)[0]
+def from_memory(
+    layers: Layers, together: float = MEBIBYTE, near_bytes: float = NEAR, alone: float = 32 * MEBIBYTE
+) -> npt.NDArray[Any]:
+    """Bytes of each stream where caches hold so much of a network, and the last one so much of a kernel alone."""
+    return bytes_from_memory(layers, [Held(together=together, alone=alone)], near_bytes)[0]
 
 
 def factors(found: Composition) -> npt.NDArray[Any]:
@@ -223,32 +225,37 @@ def test_convolutions_over_all_channels_have_roles_of_their_own(op: Operator, pr
 
 
 def test_bytes_come_from_memory_the_more_the_larger_the_working_set() -> None:
-    """None below what caches hold, all from eight times that; and never fewer for more."""
-    gemm = Gemm(1, 1024, 255)  # 1 MiB of weights, a bias and no more
-    stored = 4 * (gemm.weights + 255)
-    for layers in ([], [(gemm, FLOAT, 1)], [(gemm, FLOAT, 1), (Pool.global_average(8, 4, 4), FLOAT, 99)]):
-        assert not from_memory(layers, 2 * MEBIBYTE).any()
-    shares = []
-    for count in (1, 2, 4, 8, 16, 33, 60):
-        once, again, tensors, near = from_memory([(gemm, FLOAT, count)], 2 * MEBIBYTE).tolist()
-        assert again == tensors == near == 0  # one product per weight, tensors of a few kilobytes
-        assert once >= from_memory([(gemm, FLOAT, count)], 4 * MEBIBYTE)[0]
-        shares.append(once / (count * stored))
-    assert shares[0] == 0 and 0 < shares[2] < shares[3] < 1 == shares[-1]
-    assert all(one <= other for one, other in pairwise(shares))
+    """None below what caches hold; all of what is used again from eight times that, of what is used once from twice
+    what the last cache leaves; and never fewer for more."""
+    waits, turns = Gemm(1, 1024, 255), Gemm(40, 1024, 255)  # 1 MiB of weights, a bias and no more
+    held: list[tuple[Gemm, dict[str, float], int, int, float]] = [
+        (waits, {"alone": 2 * MEBIBYTE}, 0, 5, 1.0),
+        (turns, {"together": 2 * MEBIBYTE}, 1, 33, 0.8),
+    ]
+    for gemm, small, place, most, part in held:
+        for layers in ([], [(gemm, FLOAT, 1)], [(gemm, FLOAT, 1), (Pool.global_average(8, 4, 4), FLOAT, 99)]):
+            assert not from_memory(layers, **small).any()
+        shares, large = [], {name: 2 * size for name, size in small.items()}
+        for count in (1, 2, 3, most, 60):
+            found = from_memory([(gemm, FLOAT, count)], **small)
+            assert found[place] >= from_memory([(gemm, FLOAT, count)], **large)[place]
+            assert not found[2:].any() and found[1 - place] <= found[place] / 4  # of few products some wait
+            shares.append(found[place] / (count * part * 4 * (gemm.weights + 255)))
+        assert shares[0] == 0 and 0 < shares[2] < 1 == pytest.approx(shares[-1]) == pytest.approx(shares[-2])
+        assert all(one <= other for one, other in pairwise(shares))
 
 
 def test_weights_that_are_multiplied_often_are_told_from_those_that_a_kernel_waits_for() -> None:
     few, many = ((Gemm(rows, 512, 500), FLOAT, 40) for rows in (4, 80))
     for layer, share in ((few, 0.0), (many, 0.9)):
-        once, again, _, _ = from_memory([layer], MEBIBYTE).tolist()
+        once, again, _, _ = from_memory([layer], MEBIBYTE, alone=MEBIBYTE).tolist()
         assert again == pytest.approx(share * (once + again)) and once + again == 40 * 4 * (512 * 500 + 500)
 
 
 def test_large_tensors_push_out_weights_and_each_other() -> None:
     small, add = Gemm(1, 512, 500), Elementwise("add", (1, 64, 128, 128))  # 1 MiB; reads and writes three of 4 MiB
     assert not from_memory([(small, FLOAT, 1)], MEBIBYTE).any()
-    weights, _, tensors, _ = from_memory([(small, FLOAT, 1), (add, FLOAT, 2)], MEBIBYTE).tolist()
+    weights, _, tensors, _ = from_memory([(small, FLOAT, 1), (add, FLOAT, 2)], alone=MEBIBYTE).tolist()
     assert weights == 4 * (small.weights + 500) and tensors == 2 * 12 * MEBIBYTE
     assert FLAT.memory_s([(add, FLOAT, 2)]) == pytest.approx(24 * MEBIBYTE * RATES[2])
     assert FLAT.memory_s([(small, FLOAT, 1)]) == 0
@@ -270,8 +277,8 @@ def test_what_maps_tensors_loses_them_from_the_second_cache_where_a_network_need
 
 def test_weights_are_counted_as_wide_as_they_are() -> None:
     conv = Conv.square(448, 448, 4, 3)  # 7 MiB in float
-    in_float = from_memory([(conv, FLOAT, 5)], 2 * MEBIBYTE)[:2].sum()
-    in_int8 = from_memory([(conv, Precision(8, 8, "u8s8"), 20)], 2 * MEBIBYTE)[:2].sum()
+    in_float = from_memory([(conv, FLOAT, 5)], 2 * MEBIBYTE, alone=8 * MEBIBYTE)[:2].sum()
+    in_int8 = from_memory([(conv, Precision(8, 8, "u8s8"), 20)], 2 * MEBIBYTE, alone=8 * MEBIBYTE)[:2].sum()
     assert in_float == pytest.approx(5 * (4 * conv.weights + 4 * 448))
     assert in_int8 == pytest.approx(20 * (conv.weights + 8 * 448))
 

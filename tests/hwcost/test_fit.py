@@ -9,7 +9,7 @@ import pytest
 from hwcost.archive import pack, unpack
 from hwcost.errors import FitError, UnknownPredictorError
 from hwcost.features import feature_matrix
-from hwcost.fit import Fit, fit_path, fit_profile, grouped_folds, read_fit, spearman, write_fit
+from hwcost.fit import FIT_VERSION, Fit, fit_path, fit_profile, grouped_folds, read_fit, spearman, write_fit
 from hwcost.ops import FLOAT, INT8, Conv, Elementwise, Gemm, Operator
 from hwcost.predictors import predictor_names
 from hwcost.profiles import Profile, write_profile
@@ -168,8 +168,11 @@ def test_bad_files_are_refused_with_what_to_do(tmp_path: Path, fit: Fit) -> None
         (data[:-20], r"is not a fit that can be read: .*run `hwcost fit` again"),
         (flipped, r"damaged, or that something else wrote; run `hwcost fit` again"),
         (pack(head, arrays), r"lacks the array .*run `hwcost fit` again"),
-        (_with_head(data, {"version": 9}), r"is not a fit of version 6: version: .*run `hwcost fit` again"),
-        (_with_head(data, {"format": "other"}), r"is not a fit of version 6: format: "),
+        (
+            _with_head(data, {"version": 9}),
+            rf"is not a fit of version {FIT_VERSION}: version: .*run `hwcost fit` again",
+        ),
+        (_with_head(data, {"format": "other"}), rf"is not a fit of version {FIT_VERSION}: format: "),
         (
             _with_head(data, {"features": ["one"]}),
             r"fitted on other features, 1 instead of \d+; run `hwcost fit` again",
