@@ -536,24 +536,21 @@ def communication(document: dict[str, Any]) -> str:
     differences = [
         (
             " less ".join(name.split("-")),
-            str(len(found["seeds"])),
+            f"{found['networks']} networks" if "networks" in found else str(len(found["seeds"])),
             _points(found["accuracy_global"]),
             _points(found["accuracy_personal"]),
         )
         for name, found in document["differences"].items()
     ]
     paired = table(("accuracy of", "seeds", "global accuracy", "personal accuracy"), differences)
-    pairs = {
-        name: " and ".join(
-            f"{100 * found[f'accuracy_{kind}'][0]:.1f} against {100 * found[f'accuracy_{kind}'][1]:.1f} % {kind}"
-            for kind in ("global", "personal")
-        )
-        for name, found in document["ceilings"].items()
-    }
-    alone = [f"client {name}: {text}" for name, text in pairs.items()]
+    alone = [
+        "{:+.1f} and {:+.1f}".format(*(100 * (a - b) for a, b in (one["accuracy_global"], one["accuracy_personal"])))
+        + f" (client {name})"
+        for name, one in document["ceilings"].items()
+    ]
     ceilings = (
-        "Networks that the search decided for, as they come out of it against trained alone by all clients with FedAvg "
-        f"in fp32: {'; '.join(alone)}. "
+        "`C2 less alone`: networks that the search decided for, as they come out of it, less the same networks trained "
+        f"alone by all clients with FedAvg in fp32; global and personal, one by one: {', '.join(alone)}."
         if alone
         else ""
     )
@@ -575,9 +572,10 @@ def communication(document: dict[str, Any]) -> str:
             f"fine-tuning. The target: {percent(regime['target_share'])} of A's best mean accuracy, all clients' "
             "bytes together.",
             table(columns, rows),
-            f"± is the deviation over seeds. {whole}{ceilings}".rstrip(),
+            f"± is the deviation over seeds. {whole}".rstrip(),
             "Differences of accuracy in points, and their paired bootstrap intervals of 95 % over seeds and images:",
             paired,
+            *([ceilings] if ceilings else []),
             circumstances(document),
         )
     )

@@ -1,13 +1,13 @@
 """The arms beside each other, from whatever results there are: means, spreads, ratios, paired intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from federations.arms import ABLATIONS, COMPUTED, LEVELS, SEARCHES, check_arm, read_result
+from federations.arms import ABLATIONS, CEILING, COMPUTED, LEVELS, SEARCHES, check_arm, read_result
 from federations.judge import Judgement
 from federations.regime import Regime
 
@@ -30,6 +30,7 @@ DRAWS: Final = 2000
 _WHOLE: Final = "accuracy_global_of_all_paths"
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
+_Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 
 def read_results(results: Path, regime: Regime) -> Results:
@@ -54,12 +55,18 @@ def compare(results: Results, regime: Regime) -> dict[str, Any]:
         arms[arm] = _arm(results[arm], targets) if results.get(arm) else None
     arms[COMPUTED] = computed()
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
-    ceilings = {arm: found for arm, found in results.items() if arm.startswith("ceiling-") and found}
     return {
         "arms": arms,
         "ratios": ratios(arms),
         "differences": differences(results),
-        "ceilings": _ceilings(ceilings, results.get("C2", {})),
+        "ceilings": {
+            f"{client}, seed {seed}": {
+                "architecture": searched["facts"]["architectures"][client],
+                "accuracy_global": [float(one.mean()) for one in overall],
+                "accuracy_personal": [float(one.mean()) for one in personal],
+            }
+            for client, seed, searched, overall, personal in _beside_ceilings(results)
+        },
         "seeds": seeds,
         "rounds": regime.rounds,
         "clients": regime.clients,
@@ -139,7 +146,8 @@ def ratios(arms: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def differences(results: Results) -> dict[str, Any]:
-    """Accuracy of the first of a pair less the second's, on the seeds that both have, with paired intervals of 95 %."""
+    """Accuracy of the first of a pair less the second's, on the seeds that both have, with paired intervals of 95 %;
+    and of those of C2's networks that were trained alone, too, less that: networks take the place of seeds."""
     found = {}
     for one, other in (*PAIRS, *((arm, "C2") for arm in ABLATIONS)):
         seeds = sorted(set(results.get(one, {})) & set(results.get(other, {})))
@@ -147,15 +155,25 @@ def differences(results: Results) -> dict[str, Any]:
             continue
         pairs = [tuple(Judgement.from_json(results[arm][seed]["correct"]) for arm in (one, other)) for seed in seeds]
         overall = np.stack([_mean_hits(first) - _mean_hits(second) for first, second in pairs])
-        personal = [
-            np.concatenate(first.after).astype(np.float64) - np.concatenate(second.after) for first, second in pairs
-        ]
+        personal = [_less(np.concatenate(first.after), np.concatenate(second.after)) for first, second in pairs]
         found[f"{one}-{other}"] = {
             "seeds": seeds,
             "accuracy_global": crossed_interval(overall),
             "accuracy_personal": nested_interval(personal),
         }
+    if beside := list(_beside_ceilings(results)):
+        overall, personal = ([_less(*one[place]) for one in beside] for place in (3, 4))
+        found["C2-alone"] = {
+            "seeds": sorted({seed for _, seed, *_ in beside}),
+            "networks": len(beside),
+            "accuracy_global": crossed_interval(np.stack(overall)),
+            "accuracy_personal": nested_interval(personal),
+        }
     return found
+
+
+def _less(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return first.astype(np.float64) - second
 
 
 def _mean_hits(judgement: Judgement) -> NDArray[np.float64]:
@@ -187,21 +205,18 @@ def _interval(mean: float, means: NDArray[np.float64]) -> dict[str, float]:
     return {"mean": mean, "low": float(low), "high": float(high)}
 
 
-def _ceilings(ceilings: Results, searched: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """A client's decided network in the search, beside the same network trained alone by FedAvg in float."""
-    found: dict[str, Any] = {}
-    for arm, by_seed in ceilings.items():
-        client = int(arm.removeprefix("ceiling-"))
-        for seed, alone in by_seed.items():
-            if seed not in searched:
-                continue
-            ours, theirs = (Judgement.from_json(one["correct"]) for one in (searched[seed], alone))
-            found[f"{client}, seed {seed}"] = {
-                "architecture": searched[seed]["facts"]["architectures"][client],
-                "accuracy_global": [float(ours.overall[client].mean()), float(theirs.overall[0].mean())],
-                "accuracy_personal": [float(ours.after[client].mean()), float(theirs.after[client].mean())],
-            }
-    return found
+def _beside_ceilings(results: Results) -> Iterator[tuple[int, int, Mapping[str, Any], _Pair, _Pair]]:
+    """Every network that C2 decided for a client and that was trained alone by FedAvg in float, too: client, seed, C2's
+    result, and for all test images and for the client's own which were right, in the search and alone."""
+    for arm, by_seed in results.items():
+        if (found := CEILING.fullmatch(arm)) is None:
+            continue
+        client = int(found[1])
+        for seed in sorted(set(by_seed) & set(results.get("C2", {}))):
+            searched = results["C2"][seed]
+            ours, alone = (Judgement.from_json(one["correct"]) for one in (searched, by_seed[seed]))
+            personal = ours.after[client], alone.after[client]
+            yield client, seed, searched, (ours.overall[client], alone.overall[0]), personal
 
 
 def rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
