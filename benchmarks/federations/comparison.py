@@ -148,7 +148,7 @@ def ratios(arms: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def differences(results: Results) -> dict[str, Any]:
     """Accuracy of the first of a pair less the second's, on the seeds that both have, with paired intervals of 95 %;
     and of those of C2's networks that were trained alone, too, less that: networks take the place of seeds."""
-    found = {}
+    found: dict[str, Any] = {}
     for one, other in (*PAIRS, *((arm, "C2") for arm in ABLATIONS)):
         seeds = sorted(set(results.get(one, {})) & set(results.get(other, {})))
         if not seeds:
@@ -162,12 +162,11 @@ def differences(results: Results) -> dict[str, Any]:
             "accuracy_personal": nested_interval(personal),
         }
     if beside := list(_beside_ceilings(results)):
-        overall, personal = ([_less(*one[place]) for one in beside] for place in (3, 4))
         found["C2-alone"] = {
             "seeds": sorted({seed for _, seed, *_ in beside}),
             "networks": len(beside),
-            "accuracy_global": crossed_interval(np.stack(overall)),
-            "accuracy_personal": nested_interval(personal),
+            "accuracy_global": crossed_interval(np.stack([_less(*hits) for *_, hits, _ in beside])),
+            "accuracy_personal": nested_interval([_less(*hits) for *_, hits in beside]),
         }
     return found
 
