@@ -581,6 +581,16 @@ def communication(document: dict[str, Any]) -> str:
     )
 
 
+def rounds(document: dict[str, Any]) -> str:
+    of_b, of_c2 = (document["rounds"][arm] for arm in ("B", "C2"))
+    counts = (len(document["seconds"][arm]) for arm in ("B", "C2"))
+    return (
+        f"Both at once, a core each, a round of B takes {of_b['median']:.0f} s and one of C2 {of_c2['median']:.0f} s, "
+        f"**{document['ratio']:.2f}** times as long (medians of {' and '.join(map(str, counts))} "
+        f"rounds; the one in which clients first decide takes {of_c2['most']:.0f} s). {circumstances(document)}"
+    )
+
+
 _ABLATIONS: Final = {
     "C2": "C2: two members a step",
     "C2-own-mask": "each client trains and sends its own network only",
@@ -721,6 +731,7 @@ BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "communication": lambda results: communication(
         json.loads((results / "communication.json").read_text(encoding="utf-8"))
     ),
+    "rounds": lambda results: rounds(json.loads((results / "rounds.json").read_text(encoding="utf-8"))),
     "ablation": lambda results: ablation(json.loads((results / "ablation.json").read_text(encoding="utf-8"))),
     "step": lambda results: steps(json.loads((results / "step.json").read_text(encoding="utf-8"))),
     "emulation": lambda results: emulation(json.loads((results / "emulation.json").read_text(encoding="utf-8"))),

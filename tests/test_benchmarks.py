@@ -250,6 +250,15 @@ def test_federations_are_compared_by_bytes_and_accuracy(tmp_path: Path) -> None:
     assert other.returncode == 1 and "of another regime (train_images 300, not 10000; " in other.stderr
 
 
+def test_rounds_of_two_federations_are_timed_beside_each_other() -> None:
+    document = quick("bench_rounds", "--seed", "1")
+    of_b, of_c2 = (document["rounds"][arm] for arm in ("B", "C2"))
+    assert {arm: len(times) for arm, times in document["seconds"].items()} == {"B": 1, "C2": 1}
+    assert min(of_b["least"], of_c2["least"]) > 0
+    assert document["ratio"] == pytest.approx(of_c2["median"] / of_b["median"])
+    assert "give --data the folder with CIFAR-10, or --quick" in run("bench_rounds").stderr
+
+
 def test_a_federation_that_is_killed_ends_with_the_same_result(tmp_path: Path) -> None:
     options = ("--quick", "--rounds", "4", "--seeds", "3")
     for arm in ("A2", "C2"):
