@@ -28,11 +28,11 @@ BENCHMARK: Final = Benchmark("rounds", __doc__ or "")
 LEAST: Final = {"B": 5, "C2": 14}
 """Rounds of each before both are stopped; of the search's first ten, clients train all networks, and decide then."""
 ROOT: Final = Path(__file__).resolve().parents[1]
-ROUND: Final = re.compile(r"(\w+), seed \d+: round (\d+) of \d+")
+ROUND: Final = re.compile(r"(\w+), seed \d+: round \d+ of \d+")
 
 
 def round_seconds(options: list[str], least: dict[str, int]) -> dict[str, list[float]]:
-    """Seconds between the reports of one round and the next, of both at once, until each has so many rounds."""
+    """Seconds between the reports of one round and the next, of both, until each has so many rounds or all are over."""
     ended: dict[str, list[float]] = {arm: [] for arm in least}
     command = [sys.executable, "-m", "benchmarks.communication", "--arms", ",".join(least), "--jobs", "2", *options]
     running = subprocess.Popen(

@@ -583,10 +583,10 @@ def communication(document: dict[str, Any]) -> str:
 
 def rounds(document: dict[str, Any]) -> str:
     of_b, of_c2 = (document["rounds"][arm] for arm in ("B", "C2"))
-    counts = (len(document["seconds"][arm]) for arm in ("B", "C2"))
+    counts = " and ".join(str(len(document["seconds"][arm])) for arm in ("B", "C2"))
     return (
         f"Both at once, a core each, a round of B takes {of_b['median']:.0f} s and one of C2 {of_c2['median']:.0f} s, "
-        f"**{document['ratio']:.2f}** times as long (medians of {' and '.join(map(str, counts))} "
+        f"**{document['ratio']:.2f}** times as long (medians of {counts} "
         f"rounds; the one in which clients first decide takes {of_c2['most']:.0f} s). {circumstances(document)}"
     )
 

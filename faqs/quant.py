@@ -57,9 +57,7 @@ def container_unit(clip: Tensor, bits: int) -> Tensor:
     return clip / 128.0 if bits == 8 else clip * (2.0 ** (7 - bits) / 128.0)
 
 
-def quantised_weight(
-    weight: Tensor, bits: int, clip: Tensor | None = None, cut: tuple[slice, ...] | None = None
-) -> Tensor:
+def quantised_weight(weight: Tensor, bits: int, clip: Tensor | None = None, cut: tuple[slice, ...] = ()) -> Tensor:
     """Weights on the b-bit grid, those of `cut` alone where one is given; the gradient passes straight through inside
     the clip, not outside. Without a `clip` it is `weight_clip` of them.
 
@@ -71,8 +69,8 @@ def quantised_weight(
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: int, clip: Tensor | None, cut: tuple[slice, ...] | None) -> Tensor:
-        part = weight if cut is None else weight[cut]
+    def forward(ctx: Any, weight: Tensor, bits: int, clip: Tensor | None, cut: tuple[slice, ...]) -> Tensor:
+        part = weight[cut]
         if clip is None:
             clip = weight_clip(part)
         ctx.save_for_backward(part.abs() <= clip)
@@ -85,7 +83,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,), (inside,) = gradients, ctx.saved_tensors
-        if ctx.cut is None:
+        if not ctx.cut:
             return gradient * inside, None, None, None
         whole = gradient.new_zeros(ctx.shape)
         torch.mul(gradient, inside, out=whole[ctx.cut])
@@ -107,11 +105,15 @@ class ActivationQuantiser(nn.Module):
     @property
     def step(self) -> Tensor:
         """The value of one code, a positive scalar."""
-        return self.log_clip.exp() / self.high
+        return _step(self.log_clip, self.high)
 
     def forward(self, x: Tensor) -> Tensor:
         quantised: Tensor = _LearnedClip.apply(x, self.log_clip, self.low, self.high)  # type: ignore[no-untyped-call]
         return quantised
+
+
+def _step(log_clip: Tensor, high: int) -> Tensor:
+    return log_clip.exp() / high
 
 
 class _LearnedClip(torch.autograd.Function):
@@ -124,7 +126,7 @@ class _LearnedClip(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_clip: Tensor, low: int, high: int) -> Tensor:
-        step = log_clip.exp() / high
+        step = _step(log_clip, high)
         y = (x / step).round_().clamp_(low, high).mul_(step)
         ctx.save_for_backward(x, y, step)
         ctx.range = (low, high)

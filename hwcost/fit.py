@@ -32,7 +32,8 @@ from hwcost.predictors.linear import TiledPredictor
 from hwcost.profiles import PrecisionField, Profile, Row, Source
 
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
-# 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold.
+# 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold. 7: lines of
+# rests by thirds, weights used once by the last cache.
 FIT_VERSION: Final = 7
 
 BASELINES = ("flops", "roofline")

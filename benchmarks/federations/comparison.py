@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,17 @@ Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 _Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 
+class _Beside(NamedTuple):
+    """A network that C2 decided for a client and that was trained alone by FedAvg in float, too: which of all test
+    images, and of the client's own, were right in the search and alone."""
+
+    client: int
+    seed: int
+    architecture: list[str]
+    overall: _Pair
+    personal: _Pair
+
+
 def read_results(results: Path, regime: Regime) -> Results:
     """By arm and seed, whatever there is; raises `ValueError` where one is of another regime."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {arm: {} for arm in ARMS}
@@ -55,17 +66,18 @@ def compare(results: Results, regime: Regime) -> dict[str, Any]:
         arms[arm] = _arm(results[arm], targets) if results.get(arm) else None
     arms[COMPUTED] = computed()
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
+    beside = list(_beside_ceilings(results))
     return {
         "arms": arms,
         "ratios": ratios(arms),
-        "differences": differences(results),
+        "differences": differences(results, beside),
         "ceilings": {
-            f"{client}, seed {seed}": {
-                "architecture": searched["facts"]["architectures"][client],
-                "accuracy_global": [float(one.mean()) for one in overall],
-                "accuracy_personal": [float(one.mean()) for one in personal],
+            f"{one.client}, seed {one.seed}": {
+                "architecture": one.architecture,
+                "accuracy_global": [float(right.mean()) for right in one.overall],
+                "accuracy_personal": [float(right.mean()) for right in one.personal],
             }
-            for client, seed, searched, overall, personal in _beside_ceilings(results)
+            for one in beside
         },
         "seeds": seeds,
         "rounds": regime.rounds,
@@ -145,7 +157,7 @@ def ratios(arms: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def differences(results: Results) -> dict[str, Any]:
+def differences(results: Results, beside: Sequence[_Beside]) -> dict[str, Any]:
     """Accuracy of the first of a pair less the second's, on the seeds that both have, with paired intervals of 95 %;
     and of those of C2's networks that were trained alone, too, less that: networks take the place of seeds."""
     found: dict[str, Any] = {}
@@ -161,12 +173,12 @@ def differences(results: Results) -> dict[str, Any]:
             "accuracy_global": crossed_interval(overall),
             "accuracy_personal": nested_interval(personal),
         }
-    if beside := list(_beside_ceilings(results)):
+    if beside:
         found["C2-alone"] = {
-            "seeds": sorted({seed for _, seed, *_ in beside}),
+            "seeds": sorted({network.seed for network in beside}),
             "networks": len(beside),
-            "accuracy_global": crossed_interval(np.stack([_less(*hits) for *_, hits, _ in beside])),
-            "accuracy_personal": nested_interval([_less(*hits) for *_, hits in beside]),
+            "accuracy_global": crossed_interval(np.stack([_less(*network.overall) for network in beside])),
+            "accuracy_personal": nested_interval([_less(*network.personal) for network in beside]),
         }
     return found
 
@@ -204,9 +216,7 @@ def _interval(mean: float, means: NDArray[np.float64]) -> dict[str, float]:
     return {"mean": mean, "low": float(low), "high": float(high)}
 
 
-def _beside_ceilings(results: Results) -> Iterator[tuple[int, int, Mapping[str, Any], _Pair, _Pair]]:
-    """Every network that C2 decided for a client and that was trained alone by FedAvg in float, too: client, seed, C2's
-    result, and for all test images and for the client's own which were right, in the search and alone."""
+def _beside_ceilings(results: Results) -> Iterator[_Beside]:
     for arm, by_seed in results.items():
         if (found := CEILING.fullmatch(arm)) is None:
             continue
@@ -214,8 +224,13 @@ def _beside_ceilings(results: Results) -> Iterator[tuple[int, int, Mapping[str, 
         for seed in sorted(set(by_seed) & set(results.get("C2", {}))):
             searched = results["C2"][seed]
             ours, alone = (Judgement.from_json(one["correct"]) for one in (searched, by_seed[seed]))
-            personal = ours.after[client], alone.after[client]
-            yield client, seed, searched, (ours.overall[client], alone.overall[0]), personal
+            yield _Beside(
+                client,
+                seed,
+                searched["facts"]["architectures"][client],
+                (ours.overall[client], alone.overall[0]),
+                (ours.after[client], alone.after[client]),
+            )
 
 
 def rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
