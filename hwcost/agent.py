@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
+# From 1.29 on onnxruntime tells its makers of every session, from threads of its own in the process that is measured.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 Optimise = Literal["all", "extended", "none"]
 """What the runtime makes of a graph: everything, blocked layouts included; fusions only; nothing."""
 Timer = Callable[[Callable[[], object], float], float]

@@ -57,6 +57,31 @@ def test_a_board_needs_python_numpy_and_onnxruntime_only(tmp_path: Path) -> None
     assert timing["answer"] > 0, timing
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where Linux lists them")
+@pytest.mark.parametrize(
+    "loads", ["from hwcost import agent", "import agent", "import hwcost; hwcost.session"], ids=["agent", "file", "api"]
+)
+def test_the_runtime_tells_nobody_of_a_session(tmp_path: Path, loads: str) -> None:
+    model = float_model(tmp_path / "model.onnx")
+    code = f"""
+import os, sys
+sys.path.append({str(Path(agent.__file__).parent)!r})
+{loads}
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+running = onnxruntime.InferenceSession({str(model)!r}, options)
+print(len(os.listdir("/proc/self/task")))
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    folders = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"), str(home))
+    environment = {**folders, "OPENBLAS_NUM_THREADS": "1"}  # and nothing that says that this is a test
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, timeout=120)
+    assert ran.stdout == b"1\n"
+    assert list(home.iterdir()) == []
+
+
 def test_it_is_written_for_the_python_that_boards_have() -> None:
     ast.parse(Path(agent.__file__).read_text(encoding="utf-8"), feature_version=(3, 9))
 
