@@ -28,13 +28,13 @@ def weight_clip(weight: Tensor, active: Tensor | None = None) -> Tensor:
     dims = tuple(range(1, weight.dim()))  # below, float64, so that the order of summation does not matter
     if active is None:
         norm: Tensor = torch.linalg.vector_norm(weight.detach(), dim=dims, keepdim=True, dtype=torch.float64)
-        root_mean_square = norm / math.sqrt(weight.numel() / weight.shape[0])
+        clip = norm.mul_(CLIP_RMS / math.sqrt(weight.numel() / weight.shape[0]))
     else:
         square = weight.detach().double().square()
         mask = active.detach().double().expand_as(square)
         mean_square = (square * mask).sum(dim=dims, keepdim=True) / mask.sum(dim=dims, keepdim=True).clamp(min=1.0)
-        root_mean_square = mean_square.sqrt()
-    return (CLIP_RMS * root_mean_square).clamp(min=_SMALLEST_CLIP).to(weight.dtype)
+        clip = mean_square.sqrt().mul_(CLIP_RMS)
+    return clip.clamp_(min=_SMALLEST_CLIP).to(weight.dtype)
 
 
 def weight_codes(weight: Tensor, clip: Tensor) -> Tensor:
@@ -73,20 +73,22 @@ class _StraightThrough(torch.autograd.Function):
         part = weight[cut]
         if clip is None:
             clip = weight_clip(part)
-        ctx.save_for_backward(part.abs() <= clip)
+        scaled = part * (128.0 / clip)
+        ctx.save_for_backward(scaled)
         ctx.cut, ctx.shape = cut, weight.shape
-        codes = (part * (128.0 / clip)).round_().clamp_(-127, 127)
+        codes = scaled.round().clamp_(-127, 127)
         if bits < 8:
             codes = codes.mul_(2.0 ** (bits - 8)).floor_().mul_(2.0).add_(1.0)
         return codes.mul_(container_unit(clip, bits))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,), (inside,) = gradients, ctx.saved_tensors
+        (gradient,), (scaled,) = gradients, ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(gradient, scaled, -128.0, 128.0)
         if not ctx.cut:
-            return gradient * inside, None, None, None
+            return inside, None, None, None
         whole = gradient.new_zeros(ctx.shape)
-        torch.mul(gradient, inside, out=whole[ctx.cut])
+        whole[ctx.cut] = inside
         return whole, None, None, None
 
 
