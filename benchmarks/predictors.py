@@ -8,9 +8,9 @@ network takes is told at the speed that the machine had when it was profiled, an
 row of an operator that occurs in any of these networks is taken out before fitting, so that every kernel of every
 network is predicted; what the profile's own whole networks taught about composition stays. All predictors are judged on
 the same rows, and so are smaller profiles, by the share of operators. A random sample of the networks' kernels is timed
-too, after the networks: of those over 20 us 90 % are predicted within 10 %. Every kernel of a network that is predicted
-more than 10 % wrong is timed as well: so its error is told apart, into those of its kernels by family, and what remains
-where every kernel is measured.
+too, after the networks and at the speed of the profile: of those over 20 us 90 % are predicted within 10 %. Every
+kernel of a network that is predicted more than 10 % wrong is timed as well: so its error is told apart, into those of
+its kernels by family, and what remains where every kernel is measured.
 
 What takes long is kept in --work and taken up again by the next run.
 """
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
     judged = read(held_out)
     profile, fit, took = profiled(work, "6s" if quick else arguments.budget, seed)
     time_all(judged, work / "timings.json", passes, profile)
-    timed = timed_kernels(judged, work, 30 if quick else TIMED_KERNELS, seed)
+    timed = timed_kernels(judged, work, 30 if quick else TIMED_KERNELS, seed, profile)
 
     seen = {op for one in judged for op, _ in one.layers}
     strict = without(profile, seen)
@@ -194,17 +194,19 @@ def key_of(one: Judged) -> str:
     return one.network.path.name
 
 
-def timed_kernels(judged: Sequence[Judged], work: Path, count: int, seed: int) -> Profile:
+def timed_kernels(judged: Sequence[Judged], work: Path, count: int, seed: int, profile: Profile) -> Profile:
     """Rows of a random sample of the networks' kernels."""
     distinct = list(dict.fromkeys(layer for one in judged for layer in one.layers))
     order = np.random.default_rng([seed, 7]).permutation(len(distinct))[:count]
-    return timed([distinct[place] for place in order.tolist()], work / "kernels.json", seed)
+    return timed([distinct[place] for place in order.tolist()], work / "kernels.json", seed, profile)
 
 
-def timed(layers: Sequence[Layer], path: Path, seed: int) -> Profile:
-    """Rows of these kernels, kept at `path`."""
+def timed(layers: Sequence[Layer], path: Path, seed: int, profile: Profile) -> Profile:
+    """Rows of these kernels, kept at `path`, at the speed that the machine had when it was profiled."""
     if path.exists():
         return read_profile(path)
+    rows, here = anchors(profile), Here()
+    before_s = time_anchors(profile, rows, here)
     with progress("Timing kernels of the networks") as report, Piped() as runtime:
         found = profile_machine(
             [],
@@ -217,8 +219,23 @@ def timed(layers: Sequence[Layer], path: Path, seed: int) -> Profile:
             skip_unsupported=True,
             runtime=runtime,
         )
+    after_s = time_anchors(profile, rows, here)
+    speed = statistics.mean(machine_speed(rows, [times]) or 1.0 for times in (before_s, after_s))
+    found = with_rows(found, (at_speed(row, speed) for row in found.rows))
     write_profile(found, path)
     return found
+
+
+def at_speed(row: Row, speed: float) -> Row:
+    """A row of a machine that is so many times as fast as the one that is asked for."""
+    low_s, high_s = row.interval_s
+    return row.model_copy(
+        update={
+            "latency_s": row.latency_s * speed,
+            "interval_s": (low_s * speed, high_s * speed),
+            "samples_s": tuple(seconds * speed for seconds in row.samples_s),
+        }
+    )
 
 
 def misses(
@@ -232,7 +249,7 @@ def misses(
         int(np.argmax(errors))
     ]
     layers = dict.fromkeys(layer for place in places for layer in judged[place].layers)
-    rows = timed(list(layers), work / "misses.json", seed)
+    rows = timed(list(layers), work / "misses.json", seed, profile)
     alone = CostModel(profile, replace(fit, composition=None))
     return [missed(alone, fit.composition, rows, judged[place], way[place]) for place in places]
 
@@ -309,8 +326,12 @@ def profiled(work: Path, budget: str, seed: int) -> tuple[Profile, Fit, dict[str
 
 def without(profile: Profile, operators: Iterable[Operator]) -> Profile:
     gone = set(operators)
+    return with_rows(profile, (row for row in profile.rows if row.operator not in gone))
+
+
+def with_rows(profile: Profile, rows: Iterable[Row]) -> Profile:
     fields = {name: getattr(profile, name) for name in Profile.model_fields}
-    return Profile.model_validate({**fields, "rows": tuple(row for row in profile.rows if row.operator not in gone)})
+    return Profile.model_validate({**fields, "rows": tuple(rows)})
 
 
 def predicted(cost_model: CostModel, one: Judged) -> Predicted:

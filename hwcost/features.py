@@ -88,6 +88,8 @@ _GENERAL = (
     "log_spilled_l1",
     "log_spilled_l2",
     "log_spilled_l3",
+    "log_spilled_half_l3",
+    "log_spilled_quarter_l3",
 )
 FEATURE_NAMES = (
     *_GENERAL,
@@ -347,6 +349,7 @@ def _general(
     # What is read takes a place now and then, and what it pushes out comes back in the place of the next.
     rests_lost = sum(lost(s["rest"] + more, "rows", hardware.l1) for more in (-1, 0, 1)) / 3
     caches = {"l1": hardware.l1, "l2": hardware.l2, "l3": hardware.l3}
+    shared = {"half_l3": hardware.l3 // 2, "quarter_l3": hardware.l3 // 4}  # neighbours leave so much of it
     return {
         "log_macs": _log(s["macs"]),
         "log_macs_tiled_8": tiled(8),
@@ -410,7 +413,7 @@ def _general(
         "write_alignment": np.where(s["planes"] > 0, _log(write_step), 0.0),
         **{f"bytes_in_{name}": _fits(moved, size) for name, size in caches.items()},
         "weights_in_l2": _fits(stored, hardware.l2),
-        **{f"log_spilled_{name}": _log(moved * spilled(moved, size)) for name, size in caches.items()},
+        **{f"log_spilled_{name}": _log(moved * spilled(moved, size)) for name, size in (caches | shared).items()},
     }
 
 

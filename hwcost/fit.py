@@ -24,7 +24,7 @@ from hwcost.composition import HELD, ROLES, Composition, bytes_from_memory, comp
 from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.files import read_file, write_atomically
-from hwcost.ops import Precision, key
+from hwcost.ops import FLOAT, Precision, key
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.predictors.base import Calibration, Estimate, Predictor, Spread, State, Values, prefixed, take, unprefixed
 from hwcost.predictors.borrowed import BorrowedPredictor
@@ -33,8 +33,8 @@ from hwcost.profiles import PrecisionField, Profile, Row, Source
 
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
 # 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold. 7: lines of
-# rests by thirds, weights used once by the last cache.
-FIT_VERSION: Final = 7
+# rests by thirds, weights used once by the last cache. 8: what neighbours leave of the last cache.
+FIT_VERSION: Final = 8
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -46,6 +46,9 @@ _MOST_BYTES = 2**28
 _RELATIVES = {("node.", "elementwise.", "boundary."): 8, ("conv.",): 24}
 """Families that are relatives, and of how few rows one of them may borrow from the others."""
 _LEAST_RELATIVES = 8
+_TWINS = (("elementwise.add", "elementwise.mul"),)
+"""Families that in float are one loop but for an instruction, which waits for memory: each is fitted on the rows of
+both. In 8 bits their arithmetic differs, and tells."""
 _SMALL_GAIN = 0.02  # a more complex predictor has to be better by this share
 
 Kernel = tuple[str, Precision]
@@ -100,7 +103,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[7] = FIT_VERSION
+    version: Literal[8] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int
@@ -173,6 +176,9 @@ def fit_profile(
     groups: defaultdict[tuple[str, Precision], list[Row]] = defaultdict(list)
     for row in profile.rows:
         groups[family(row.operator), profile.realised_as(row.operator, row.precision)].append(row)
+    for twins in _TWINS:
+        rows = [row for name in twins for row in groups.get((name, FLOAT), ())]
+        groups.update({(name, FLOAT): rows for name in twins if (name, FLOAT) in groups})
     families: list[FittedFamily] = []
     unseen_s: dict[Kernel, float] = {}
     # Many small problems: threads cost more than they bring, and would sum in an order of their own.

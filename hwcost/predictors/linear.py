@@ -153,6 +153,8 @@ _TERMS = (
     "log_spilled_l1",
     "log_spilled_l2",
     "log_spilled_l3",
+    "log_spilled_half_l3",
+    "log_spilled_quarter_l3",
     *(f"log_{name}" for name in WORK),
 )
 _TERM_COLUMNS = [column(name) for name in _TERMS]

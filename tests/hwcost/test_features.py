@@ -187,6 +187,14 @@ def test_bytes_that_a_cache_loses_begin_at_a_third_of_it_and_rise_to_all() -> No
     assert lost == pytest.approx([0, 0.5, 4], abs=1e-5)
 
 
+def test_of_a_shared_cache_neighbours_may_leave_a_half_or_a_quarter() -> None:
+    relu = [(Elementwise("relu", (1, 128, 32, 32)), FLOAT)]  # 1 MiB
+    features = feature_matrix(relu, Hardware(l3=4 * 2**20))[0]
+    names = ("log_spilled_quarter_l3", "log_spilled_half_l3", "log_spilled_l3")
+    lost = [math.expm1(features[column(name)]) / 2**20 for name in names]
+    assert lost == pytest.approx([0.5, 0.125, 0], abs=1e-5)
+
+
 def test_of_the_last_cache_of_a_large_machine_a_guest_counts_on_a_part() -> None:
     def last(cache_bytes: int) -> int:
         return Hardware.of(("avx512f",), "x86_64", {"L2": 2**21, "L3": cache_bytes}).l3

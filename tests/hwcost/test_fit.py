@@ -55,6 +55,19 @@ def test_a_family_of_one_row_falls_back_to_the_roofline_and_says_why(fit: Fit) -
     assert estimate.high_s[0] / estimate.low_s[0] == pytest.approx(4.0)
 
 
+def test_sums_and_products_of_floats_are_told_by_the_rows_of_both_and_quantised_ones_by_their_own() -> None:
+    ops = [Elementwise("add", (1, channels, 14, 14)) for channels in range(8, 208, 8)]
+    ops += [Elementwise("mul", (1, channels, 7, 7)) for channels in (16, 64, 256)]
+    fit = fit_profile(plausible_profile(ops, precisions=(FLOAT, INT8)), names=["linear"])
+    rows = {(entry.family, entry.precision): entry.rows for entry in fit.report}
+    assert rows == {
+        ("elementwise.add", FLOAT): 28, ("elementwise.mul", FLOAT): 28,
+        ("elementwise.add", INT8): 25, ("elementwise.mul", INT8): 3,
+    }  # fmt: skip
+    only = fit_profile(plausible_profile(ops[:25], precisions=(FLOAT,)), names=["linear"])
+    assert [(entry.family, entry.rows) for entry in only.report] == [("elementwise.add", 25)]
+
+
 def test_learners_without_enough_rows_are_skipped_not_failed(fit: Fit) -> None:
     few = next(entry for entry in fit.report if entry.family == "elementwise.add")
     assert few.skipped["forest"] == "forest needs at least 12 rows, got 3: profile more operators"
