@@ -4,6 +4,9 @@ The time of a small kernel drowns in the cost of one call, so a run holds many c
 the intercept of the line through few and many copies. In a network another kernel comes next, and caches and branch
 predictors have to change over: the kernels of a small network, in its order, say how much that costs a kernel, and
 every row holds it. References say how much timings scatter, and when the machine was slow.
+
+A small difference of large times is wrong by more than itself where a clock changes between them. So what is taken from
+each other is timed together, one after the other, in every stage, and the quietest stage holds.
 """
 
 from collections import defaultdict
@@ -76,7 +79,9 @@ _FEW_TURNS: Final = Point("in turn", _SWITCH_PROBES, 3, _REPEATS)
 _MANY_TURNS: Final = Point("in turn", _SWITCH_PROBES, 12, _REPEATS)
 _SHORT: Final = Point("held", ((Elementwise("relu", (1, HELD_ELEMENTS - 1)), FLOAT),), 120)
 _HELD: Final = Point("held", ((Elementwise("relu", (1, HELD_ELEMENTS)), FLOAT),), 120)
-BASIS: Final = (FEW, MANY, _SHORT, _HELD, *_ALONE.values(), _FEW_TURNS, _MANY_TURNS, *REFERENCES)
+TOGETHER: Final = (FEW, MANY, _SHORT, _HELD, *_ALONE.values(), _FEW_TURNS, _MANY_TURNS)
+"""Points whose differences count."""
+BASIS: Final = (*TOGETHER, *REFERENCES)
 
 
 @dataclass(frozen=True)
@@ -89,15 +94,32 @@ class Basis:
         """Seconds of a run of this point, per timing."""
         return [timing.run_s for timing in self.book.of(point.name) if timing.run_s is not None]
 
+    def _quietest(self, *points: Point) -> tuple[float, ...]:
+        """The shortest run of each point, in seconds, in that stage of those that timed all where they took least, each
+        beside its shortest of all; nothing where no stage did."""
+        by_point = []
+        for point in points:
+            shortest: dict[int, float] = {}
+            for timing in self.book.of(point.name):
+                if timing.run_s is not None:
+                    shortest[timing.stage] = min(timing.run_s, shortest.get(timing.stage, timing.run_s))
+            by_point.append(shortest)
+        stages = set.intersection(*map(set, by_point))
+        if not stages:
+            return ()
+        best = [min(shortest.values()) for shortest in by_point]
+
+        def slowness(stage: int) -> tuple[float, int]:
+            return sum(shortest[stage] / least for shortest, least in zip(by_point, best, strict=True)), stage
+
+        quietest = min(stages, key=slowness)
+        return tuple(shortest[quietest] for shortest in by_point)
+
     @property
     def contradictory(self) -> bool:
         """Whether few copies and many, both timed, leave nothing for the call itself."""
-        return bool(self.samples(FEW) and self.samples(MANY)) and self._intercept_s <= 0
-
-    @property
-    def _intercept_s(self) -> float:
-        few_s, many_s = min(self.samples(FEW)), min(self.samples(MANY))
-        return few_s - FEW.copies * (many_s - few_s) / (MANY.copies - FEW.copies)
+        runs_s = self._quietest(FEW, MANY)
+        return bool(runs_s) and _intercept_s(*runs_s) <= 0
 
     @property
     def overhead_s(self) -> float:
@@ -105,13 +127,13 @@ class Basis:
 
         Raises `MeasurementError` for timings that contradict each other.
         """
+        few_s, many_s = self._quietest(FEW, MANY)
         if self.contradictory:
-            few_s, many_s = min(self.samples(FEW)), min(self.samples(MANY))
             raise MeasurementError(
                 f"a call of the runtime takes time, got {format_seconds(few_s)} for {FEW.copies} operators and "
                 f"{format_seconds(many_s)} for {MANY.copies}: let the machine come to rest and measure again"
             )
-        return self._intercept_s
+        return _intercept_s(few_s, many_s)
 
     @property
     def switch_s(self) -> float:
@@ -119,17 +141,18 @@ class Basis:
 
         In turn, a round's time is the slope between few and many, since the inputs of so many kernels cost a call time.
         """
-        few_s, many_s = min(self.samples(_FEW_TURNS)), min(self.samples(_MANY_TURNS))
-        round_s = (many_s - few_s) / (_MANY_TURNS.copies - _FEW_TURNS.copies)
         points = [_ALONE[probe] for probe in _SWITCH_PROBES]
-        alone_s = sum((min(self.samples(point)) - self.overhead_s) / point.copies for point in points)
+        few_s, many_s, few_turns_s, many_turns_s, *runs_s = self._quietest(FEW, MANY, _FEW_TURNS, _MANY_TURNS, *points)
+        round_s = (many_turns_s - few_turns_s) / (_MANY_TURNS.copies - _FEW_TURNS.copies)
+        call_s = _intercept_s(few_s, many_s)
+        alone_s = sum((run_s - call_s) / point.copies for run_s, point in zip(runs_s, points, strict=True))
         return max(0.0, (round_s - alone_s) / len(points))
 
     @property
     def held_s(self) -> float:
         """Seconds of the node that keeps an output alive: an operator that just needs one against one that does not."""
-        held_s = min(self.samples(_HELD)) - min(self.samples(_SHORT))
-        return max(0.0, held_s / held_outputs(_HELD.requests[0][0], _HELD.copies))
+        held_s, short_s = self._quietest(_HELD, _SHORT)
+        return max(0.0, (held_s - short_s) / held_outputs(_HELD.requests[0][0], _HELD.copies))
 
     @property
     def noise(self) -> float:
@@ -176,3 +199,8 @@ class Basis:
             samples_s=tuple(samples),
             copies=first.copies,
         )
+
+
+def _intercept_s(few_s: float, many_s: float) -> float:
+    """Seconds of a run without copies, from runs of few and of many."""
+    return few_s - FEW.copies * (many_s - few_s) / (MANY.copies - FEW.copies)

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from hwcost.adaptive import AdaptiveSample
-from hwcost.basis import BASIS, FEW, MANY, REFERENCES, Basis, Point
+from hwcost.basis import BASIS, FEW, MANY, TOGETHER, Basis, Point
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
 from hwcost.features import hardware_of
 from hwcost.graph import supported_precisions
@@ -216,7 +216,7 @@ class _Run:
             if not points:
                 return
             operators += sum(batch.families.values())
-            self._next_stage(REFERENCES, points, f"sampling, {operators} operators{sample.state()}")
+            self._next_stage(BASIS, points, f"sampling, {operators} operators{sample.state()}")
 
     def repeat(self) -> None:
         """Further passes over the rows that are not settled."""
@@ -255,11 +255,15 @@ class _Run:
         self, basis: Sequence[Point], rows: Sequence[Point], what: str, whatever_it_takes: bool = False
     ) -> None:
         """What is not yet timed in this stage: the overhead first, since it decides how many copies of the others are
-        made, and last what was timed a short while ago."""
+        made; then all that is taken from each other, which a changing clock must not part; and last what was timed a
+        short while ago."""
         points, now_s = [*basis, *rows], self.spent_s
         order = np.random.default_rng([self.seed, self.stage]).permutation(len(points))
         recent = {point for point in rows if now_s - self._last_s(point) < _APART_S}
-        queue = sorted((points[index] for index in order), key=lambda one: (one not in (FEW, MANY), one in recent))
+        queue = sorted(
+            (points[index] for index in order),
+            key=lambda one: (one not in (FEW, MANY), one not in TOGETHER, one in recent),
+        )
         for place, point in enumerate(queue):
             if self.left_s <= 0 and not whatever_it_takes:
                 return

@@ -156,6 +156,23 @@ def test_an_interrupted_run_resumes_and_keeps_what_was_measured(
     assert sorted(points) == sorted(json.loads(line)["point"] for line in lines[1:])
 
 
+def test_what_is_taken_from_each_other_is_timed_together(recorded: tuple[Path, Measurements], tmp_path: Path) -> None:
+    """A faster clock that only some of it saw says nothing."""
+    lines = recorded[0].read_text().splitlines()
+    timings = [json.loads(line) for line in lines[1:]]
+    for _, stage in itertools.groupby(timings, lambda timing: timing["stage"]):
+        together = [timing["point"].split(":")[0] in ("overhead", "held", "alone", "in turn") for timing in stage]
+        assert together == sorted(together, reverse=True)
+    faster = [
+        {**timing, "stage": 99, "run_s": 0.8 * timing["run_s"]}
+        for timing in timings
+        if timing["point"].startswith("in turn") and timing["point"].endswith(", 3 copies")
+    ]
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text("\n".join([*lines, *map(json.dumps, faster)]) + "\n")
+    assert faster and _measure(journal, _never).switch_s == recorded[1].switch_s
+
+
 def test_latencies_follow_from_recorded_timings(recorded: tuple[Path, Measurements], tmp_path: Path) -> None:
     """10 us a call; kernels take 2 us alone and 0.1 us longer in turn; rows take 3, 3.3 us a copy."""
     seen: dict[str, int] = {}
