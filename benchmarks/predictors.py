@@ -179,10 +179,10 @@ def time_all(judged: Sequence[Judged], kept: Path, passes: int, profile: Profile
                     file = load_model(one.network.path)
                     seconds.append(time_model(one.network.path, example_feeds(file, 0), seconds=0.4, passes=1)[0])
                 after_s = time_anchors(profile, rows, runtime)
-                speeds = [machine_speed(rows, [times]) or 1.0 for times in (before_s, after_s)]
+                speed = speed_between(rows, before_s, after_s)
                 before_s = after_s
                 for one, latency_s in zip(some, seconds, strict=True):
-                    known.setdefault(key_of(one), []).append((latency_s, statistics.mean(speeds)))
+                    known.setdefault(key_of(one), []).append((latency_s, speed))
                 write_atomically(kept, json.dumps(known).encode())
                 done = (number + 1) * len(judged) - len(waiting) + start + len(some)
                 report(done, passes * len(judged), some[-1].network.name)
@@ -220,10 +220,15 @@ def timed(layers: Sequence[Layer], path: Path, seed: int, profile: Profile) -> P
             runtime=runtime,
         )
     after_s = time_anchors(profile, rows, here)
-    speed = statistics.mean(machine_speed(rows, [times]) or 1.0 for times in (before_s, after_s))
+    speed = speed_between(rows, before_s, after_s)
     found = with_rows(found, (at_speed(row, speed) for row in found.rows))
     write_profile(found, path)
     return found
+
+
+def speed_between(rows: Sequence[Row], before_s: Sequence[float], after_s: Sequence[float]) -> float:
+    """How fast the machine was between two timings of these rows, over its speed when it was profiled."""
+    return statistics.mean(machine_speed(rows, [times]) or 1.0 for times in (before_s, after_s))
 
 
 def at_speed(row: Row, speed: float) -> Row:

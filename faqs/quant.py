@@ -84,11 +84,11 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,), (scaled,) = gradients, ctx.saved_tensors
-        inside = torch.ops.aten.hardtanh_backward(gradient, scaled, -128.0, 128.0)
+        passed = torch.ops.aten.hardtanh_backward(gradient, scaled, -128.0, 128.0)
         if not ctx.cut:
-            return inside, None, None, None
+            return passed, None, None, None
         whole = gradient.new_zeros(ctx.shape)
-        whole[ctx.cut] = inside
+        whole[ctx.cut] = passed
         return whole, None, None, None
 
 

@@ -94,16 +94,18 @@ class Basis:
         """Seconds of a run of this point, per timing."""
         return [timing.run_s for timing in self.book.of(point.name) if timing.run_s is not None]
 
+    def _shortest(self, point: Point) -> dict[int, float]:
+        """Seconds of the shortest run of this point in each stage that timed it."""
+        found: dict[int, float] = {}
+        for timing in self.book.of(point.name):
+            if timing.run_s is not None:
+                found[timing.stage] = min(timing.run_s, found.get(timing.stage, timing.run_s))
+        return found
+
     def _quietest(self, *points: Point) -> tuple[float, ...]:
         """The shortest run of each point, in seconds, in that stage of those that timed all where they took least, each
         beside its shortest of all; nothing where no stage did."""
-        by_point = []
-        for point in points:
-            shortest: dict[int, float] = {}
-            for timing in self.book.of(point.name):
-                if timing.run_s is not None:
-                    shortest[timing.stage] = min(timing.run_s, shortest.get(timing.stage, timing.run_s))
-            by_point.append(shortest)
+        by_point = [self._shortest(point) for point in points]
         stages = set.intersection(*map(set, by_point))
         if not stages:
             return ()
@@ -128,12 +130,12 @@ class Basis:
         Raises `MeasurementError` for timings that contradict each other.
         """
         few_s, many_s = self._quietest(FEW, MANY)
-        if self.contradictory:
+        if (intercept_s := _intercept_s(few_s, many_s)) <= 0:
             raise MeasurementError(
                 f"a call of the runtime takes time, got {format_seconds(few_s)} for {FEW.copies} operators and "
                 f"{format_seconds(many_s)} for {MANY.copies}: let the machine come to rest and measure again"
             )
-        return _intercept_s(few_s, many_s)
+        return intercept_s
 
     @property
     def switch_s(self) -> float:
@@ -163,12 +165,10 @@ class Basis:
         """By how much the references ran slower than at best in each stage, as shares; that of the middle reference."""
         by_stage: defaultdict[int, list[float]] = defaultdict(list)
         for point in REFERENCES:
-            best, stages = min(self.samples(point)), defaultdict[int, list[float]](list)
-            for timing in self.book.of(point.name):
-                if timing.run_s is not None:
-                    stages[timing.stage].append(timing.run_s)
-            for stage, times in stages.items():
-                by_stage[stage].append(min(times) / best - 1)
+            shortest = self._shortest(point)
+            best = min(shortest.values())
+            for stage, run_s in shortest.items():
+                by_stage[stage].append(run_s / best - 1)
         return tuple(map(median, by_stage.values()))
 
     def row(self, point: Point, overhead_s: float, switch_s: float, noise: float) -> Row:

@@ -176,9 +176,6 @@ def fit_profile(
     groups: defaultdict[tuple[str, Precision], list[Row]] = defaultdict(list)
     for row in profile.rows:
         groups[family(row.operator), profile.realised_as(row.operator, row.precision)].append(row)
-    for twins in _TWINS:
-        rows = [row for name in twins for row in groups.get((name, FLOAT), ())]
-        groups.update({(name, FLOAT): rows for name in twins if (name, FLOAT) in groups})
     families: list[FittedFamily] = []
     unseen_s: dict[Kernel, float] = {}
     # Many small problems: threads cost more than they bring, and would sum in an order of their own.
@@ -187,7 +184,8 @@ def fit_profile(
             fitters: dict[str, Fitter] = {predictor: kind.fit for predictor, kind in classes.items()}
             if (relatives := _relatives(name, precision, groups, profile)) is not None:
                 fitters["borrowed"] = relatives
-            fitted, residual = _fit_family(name, precision, rows, profile, fitters, seed, folds)
+            told = [*rows, *(row for twin in _twins(name, precision) for row in groups.get((twin, precision), ()))]
+            fitted, residual = _fit_family(name, precision, told, profile, fitters, seed, folds)
             families.append(fitted)
             for row, error in zip(rows, residual.tolist(), strict=False):
                 unseen_s[key(row.operator), row.precision] = row.latency_s * math.exp(error)
@@ -240,15 +238,23 @@ def _generator(seed: int, *parts: object) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32("/".join(map(str, parts)).encode())])
 
 
+def _twins(name: str, precision: Precision) -> tuple[str, ...]:
+    """The other families whose rows tell of this one."""
+    if precision != FLOAT:
+        return ()
+    return tuple(twin for twins in _TWINS if name in twins for twin in twins if twin != name)
+
+
 def _relatives(
     name: str, precision: Precision, groups: Mapping[tuple[str, Precision], Sequence[Row]], profile: Profile
 ) -> Fitter | None:
     """Fits few rows from what their relatives cost; None for a family that needs or has none."""
     kinds, few = next(((kinds, few) for kinds, few in _RELATIVES.items() if name.startswith(kinds)), ((), 0))
+    own = (name, *_twins(name, precision))
     rows = [
         row
         for (other, at), found in groups.items()
-        if other != name and at == precision and other.startswith(kinds)
+        if other not in own and at == precision and other.startswith(kinds)
         for row in found
     ]
     if len(groups[name, precision]) >= few or len(rows) < _LEAST_RELATIVES:

@@ -193,7 +193,7 @@ class _Run:
 
     def first(self, requests: Iterable[Request]) -> None:
         """One timing of all that was asked for, whatever the budget."""
-        self._time_all(BASIS, self._added(requests), "first pass", whatever_it_takes=True)
+        self._time_all(self._added(requests), "first pass", whatever_it_takes=True)
 
     def widen(self, sample: Sample, budget_s: float) -> None:
         """One timing of each operator of a growing sample, until the share of the budget for that is spent."""
@@ -216,14 +216,14 @@ class _Run:
             if not points:
                 return
             operators += sum(batch.families.values())
-            self._next_stage(BASIS, points, f"sampling, {operators} operators{sample.state()}")
+            self._next_stage(points, f"sampling, {operators} operators{sample.state()}")
 
     def repeat(self) -> None:
         """Further passes over the rows that are not settled."""
         while (points := self._unsettled()) and self.left_s > 0:
             wait_s = min(map(self._last_s, points)) + _APART_S - self.spent_s
             self.clock.sleep(max(0.0, min(wait_s, _WAIT_SHARE * self.left_s)))
-            self._next_stage(BASIS, points, f"again, {len(points)} of {len(self.rows)} rows")
+            self._next_stage(points, f"again, {len(points)} of {len(self.rows)} rows")
 
     def _added(self, requests: Iterable[Request]) -> list[Point]:
         points = [Point("row", (request,)) for request in dict.fromkeys(requests) if request not in self.rows]
@@ -247,17 +247,15 @@ class _Run:
                     found.append((request, (timing.run_s - overhead_s) / timing.copies))
         return found
 
-    def _next_stage(self, basis: Sequence[Point], rows: Sequence[Point], what: str) -> None:
+    def _next_stage(self, rows: Sequence[Point], what: str) -> None:
         self.stage += 1
-        self._time_all(basis, rows, what)
+        self._time_all(rows, what)
 
-    def _time_all(
-        self, basis: Sequence[Point], rows: Sequence[Point], what: str, whatever_it_takes: bool = False
-    ) -> None:
-        """What is not yet timed in this stage: the overhead first, since it decides how many copies of the others are
-        made; then all that is taken from each other, which a changing clock must not part; and last what was timed a
-        short while ago."""
-        points, now_s = [*basis, *rows], self.spent_s
+    def _time_all(self, rows: Sequence[Point], what: str, whatever_it_takes: bool = False) -> None:
+        """What is not yet timed in this stage of the rows and of what they lean on: the overhead first, since it
+        decides how many copies of the others are made; then all that is taken from each other, which a changing clock
+        must not part; and last what was timed a short while ago."""
+        points, now_s = [*BASIS, *rows], self.spent_s
         order = np.random.default_rng([self.seed, self.stage]).permutation(len(points))
         recent = {point for point in rows if now_s - self._last_s(point) < _APART_S}
         queue = sorted(
