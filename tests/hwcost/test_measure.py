@@ -166,7 +166,7 @@ def test_what_is_taken_from_each_other_is_timed_together(recorded: tuple[Path, M
     faster = [
         {**timing, "stage": 99, "run_s": 0.8 * timing["run_s"]}
         for timing in timings
-        if timing["point"].startswith("in turn") and timing["point"].endswith(", 3 copies")
+        if timing["point"].startswith("in turn") and timing["point"].endswith(", 2 copies")
     ]
     journal = tmp_path / "journal.jsonl"
     journal.write_text("\n".join([*lines, *map(json.dumps, faster)]) + "\n")
