@@ -16,6 +16,10 @@ from hwcost.prior.draws import Draw as Draw
 
 _POOLS: Final[dict[PoolFunction, int]] = {"average": 64, "global_max": 16}
 """Shares of pools that are not the usual one: means take many ways, and maxima over a plane are rare."""
+_ELEMENTWISE: Final[dict[ElementwiseFunction, int]] = dict.fromkeys(
+    ("relu", "clip", "sigmoid", "hardswish", "leakyrelu"), 24
+)
+"""Shares of functions that networks have more often than the others."""
 
 _UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
     ("Erf", 13, "", {}),
@@ -59,7 +63,9 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "other transposes": (48, kernels.shuffle),
     "weights": (16, kernels.weights),
     **{name: (_POOLS.get(name, 32), partial(kernels.pool, name)) for name in get_args(PoolFunction)},
-    **{name: (12, partial(kernels.elementwise, name)) for name in get_args(ElementwiseFunction)},
+    **{
+        name: (_ELEMENTWISE.get(name, 12), partial(kernels.elementwise, name)) for name in get_args(ElementwiseFunction)
+    },
     **{name: (24, partial(kernels.boundary, name)) for name in get_args(BoundaryFunction) if name != "transpose"},
     "concatenation": (56, nodes.concat),
     **{f"{name} with broadcast": (44, partial(nodes.broadcast, name)) for name in ("Add", "Mul")},
@@ -85,13 +91,13 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "Slice": (18, nodes.slicing),
     "Pad": (14, nodes.pad),
     "Tile": (6, nodes.tile),
-    "Resize": (44, nodes.resize),
+    "Resize": (56, nodes.resize),
     "blocked upsampling": (24, nodes.blocked_upsample),
     "reduction": (112, nodes.reduction),
     "largest values": (16, nodes.extremes),
     "CumSum": (6, nodes.running_sum),
     "GridSample": (6, nodes.grid_sample),
-    "transposed convolution": (20, nodes.transposed_convolution),
+    "transposed convolution": (36, nodes.transposed_convolution),
     "attention": (30, nodes.attention),
     "fused attention": (14, nodes.fused_attention),
     "biased GELU": (12, nodes.biased_gelu),
