@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     strict = without(profile, seen)
     began = time.perf_counter()
     with progress("Fitting without the networks' operators") as report:
-        strict_fit = fit_profile(strict, names=["linear"] if quick else None, seed=seed, progress=report)
+        strict_fit = fit_profile(strict, names=["linear"] if quick else predictor_names(), seed=seed, progress=report)
         strict_fit = replace(strict_fit, composition=fit.composition)
     took["strict_fit_s"] = round(time.perf_counter() - began, 1)
     ways: dict[str, list[Predicted]] = {

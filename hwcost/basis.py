@@ -77,8 +77,8 @@ REFERENCES: Final = tuple(Point("reference", (probe,), 0, _REPEATS) for probe in
 _ALONE: Final = {probe: Point("alone", (probe,), 120) for probe in _SWITCH_PROBES}
 _FEW_TURNS: Final = Point("in turn", _SWITCH_PROBES, 2, _REPEATS)
 _MANY_TURNS: Final = Point("in turn", _SWITCH_PROBES, 4, _REPEATS)
-"""Few enough for the second cache: on one of 512 KiB every round beyond six, of 63 kB of weights each, costs 80 us more,
-3 us a kernel, of which a network of as many kernels and fewer weights shows nothing."""
+"""Few enough for the second cache: on one of 512 KiB every round beyond six, of 63 kB of weights each, takes 80 us
+longer, 3 us a kernel, of which a network of as many kernels and fewer weights shows nothing."""
 _SHORT: Final = Point("held", ((Elementwise("relu", (1, HELD_ELEMENTS - 1)), FLOAT),), 120)
 _HELD: Final = Point("held", ((Elementwise("relu", (1, HELD_ELEMENTS)), FLOAT),), 120)
 TOGETHER: Final = (FEW, MANY, _SHORT, _HELD, *_ALONE.values(), _FEW_TURNS, _MANY_TURNS)

@@ -310,7 +310,10 @@ def _measure(target: Path, threads: int, remote: "Ssh | None", measured: Callabl
     help="Folder whose profiles are all fitted when none is named.",
 )
 @click.option(
-    "--predictor", "names", multiple=True, help="Only this one, beside the baselines; repeatable.  [default: all]"
+    "--predictor",
+    "names",
+    multiple=True,
+    help="Only this one, beside the baselines; repeatable.  [default: all but those on request]",
 )
 @click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Of the cross-validation.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the folds and the predictors.")

@@ -174,14 +174,18 @@ def predictors(as_json: bool) -> None:
     Example:
       hwcost predictors
     """
-    from hwcost.predictors import BUILT_IN, predictor_names
+    from hwcost.predictors import BUILT_IN, load_predictor, predictor_names
 
-    names = predictor_names()
+    found = [(name, name in BUILT_IN, load_predictor(name).on_request) for name in predictor_names()]
     if as_json:
-        print_json({"predictors": [{"name": name, "built_in": name in BUILT_IN} for name in names]})
+        keys = ("name", "built_in", "on_request")
+        print_json({"predictors": [dict(zip(keys, one, strict=True)) for one in found]})
     else:
-        rows = [(name, "built in" if name in BUILT_IN else "of another package") for name in names]
-        print_table("Predictors, simplest first:", ("name", "origin"), rows)
+        rows = [
+            (name, "built in" if own else "of another package", "on request" if asked else "always")
+            for name, own, asked in found
+        ]
+        print_table("Predictors, simplest first:", ("name", "origin", "fitted"), rows)
 
 
 @click.command()

@@ -52,11 +52,8 @@ STREAMS: Final = get_args(Stream)
 _POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
 _SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
 _SPREADS: Final = np.array([0.05] * len(ROLES) + [5e-11, 5e-11, 2e-11, 2e-11] + [0.4])
-"""Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and per kernel, the
-last in shortest kernels."""
-_KERNEL: Final = -0.3
-"""What is expected of a kernel among others, in shortest kernels: that half of what a change of kernel adds to its row,
-which is most of the shortest row, is too much. Few networks of large kernels cannot tell that from factors."""
+"""Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and of seconds per
+kernel around 0, in shortest kernels."""
 _RATES: Final = slice(len(ROLES), len(ROLES) + len(STREAMS))
 _LEAST: Final = 0.25
 """Share of its own latency that a kernel costs inside a network at least."""
@@ -93,9 +90,9 @@ class Held(BaseModel):
 
 
 HELD: Final = tuple(
-    Held(together=2**together * 1024**2, alone=2**alone * 1024**2) for alone in (3, 4, 5) for together in range(5)
+    Held(together=2**together * 1024**2, alone=2**alone * 1024**2) for alone in (2, 3, 4, 5) for together in range(5)
 )
-"""What caches may hold, 1 to 16 and 8 to 32 MiB: how much each of these counts is told by networks left out."""
+"""What caches may hold, 1 to 16 and 4 to 32 MiB: how much each of these counts is told by networks left out."""
 _HELD_TENSORS: Final = 2 * 1024**2
 """The working set that finds its tensors again. Networks left out say 1, 2 or 4 MiB, all equally well: at 16 MiB, where
 weights may still be held, the tensors of networks of few large ones are not."""
@@ -199,7 +196,7 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
     """The change of each factor from 1, seconds per byte, and shortest kernels per kernel: least squares on relative
     errors with a normal prior; networks that nothing explains count less (Huber), and a byte never saves time."""
     shares = sums / whole_s[:, None] * _SPREADS
-    target = 1 - (overhead_s + sums[:, : len(ROLES)].sum(axis=1) + _KERNEL * sums[:, -1]) / whole_s
+    target = 1 - (overhead_s + sums[:, : len(ROLES)].sum(axis=1)) / whole_s
     free = np.ones(len(_SPREADS), dtype=bool)
     change = np.zeros(len(_SPREADS))
     while True:
@@ -214,7 +211,6 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
         free[_RATES] &= change[_RATES] >= 0
         change = np.zeros(len(_SPREADS))
     found: Values = change * _SPREADS
-    found[-1] += _KERNEL
     return found
 
 

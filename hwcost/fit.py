@@ -164,7 +164,8 @@ def fit_profile(
     folds: int = 5,
     progress: Progress | None = None,
 ) -> Fit:
-    """Fit the predictors called `names` (all by default; the two baselines always) on every family of a profile.
+    """Fit the predictors called `names` (by default all but those on request; the two baselines always) on every family
+    of a profile.
 
     Raises `FitError` for fewer than 2 folds, `UnknownPredictorError` for a name.
     """
@@ -173,6 +174,8 @@ def fit_profile(
     wanted = set(predictor_names() if names is None else names) | set(BASELINES)
     classes = {name: load_predictor(name) for name in sorted(wanted - set(predictor_names()))}  # refuses unknown names
     classes = {name: load_predictor(name) for name in predictor_names() if name in wanted}
+    if names is None:
+        classes = {name: kind for name, kind in classes.items() if not kind.on_request}
     groups: defaultdict[tuple[str, Precision], list[Row]] = defaultdict(list)
     for row in profile.rows:
         groups[family(row.operator), profile.realised_as(row.operator, row.precision)].append(row)

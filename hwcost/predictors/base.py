@@ -174,12 +174,14 @@ class Calibration:
 class Predictor(ABC):
     """A latency model of one family of operators at one precision. Instances are fitted and do not change.
 
-    Subclasses have a `name`, say how few rows they can be fitted on, and import heavy libraries only inside `fit`.
+    Subclasses have a `name`, say how few rows they can be fitted on, and import heavy libraries only inside `fit`. One
+    `on_request` is fitted where it is named only: it is there to be compared with, and takes long.
     `hwcost.testing.PredictorContract` tests a subclass.
     """
 
     name: ClassVar[str]
     min_rows: ClassVar[int] = 1
+    on_request: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

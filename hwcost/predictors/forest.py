@@ -102,6 +102,7 @@ class ForestPredictor(TreesPredictor):
     """scikit-learn's random forest: its mean becomes a sum of leaves divided by the number of trees."""
 
     name = "forest"
+    min_rows = 40  # on fewer it was no better than boosted trees, and its fits take as long
 
     def learn(self, inputs: Values, residual: Values, generator: np.random.Generator) -> None:
         from sklearn.ensemble import RandomForestRegressor

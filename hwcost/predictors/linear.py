@@ -64,17 +64,18 @@ def _counts(features: Values) -> Values:
     return np.column_stack([np.ones(len(features)), *columns])
 
 
-def _non_negative(gram: Values, moment: Values) -> Values:
+def _non_negative(gram: Values, moment: Values, start: Values) -> Values:
     """argmin c' gram c / 2 - moment' c over c >= 0 for a positive definite gram: the active set of Lawson and Hanson,
-    Solving Least Squares Problems (1974), chapter 23."""
+    Solving Least Squares Problems (1974), chapter 23, from a `start` >= 0 that may be near."""
     size = len(moment)
-    solution, free = np.zeros(size), np.zeros(size, dtype=bool)
+    solution, free = start, start > 0
     tolerance = 1e-10 * max(float(np.abs(moment).max(initial=0.0)), 1e-300)
-    for _ in range(3 * size):
+    for turn in range(3 * size + 1):
         slope = np.where(free, -np.inf, moment - gram @ solution)
-        if slope.max() <= tolerance:
-            break
-        free[slope.argmax()] = True
+        if turn or not free.any():  # what is free from the start is solved first
+            if slope.max(initial=-np.inf) <= tolerance:
+                break
+            free[slope.argmax()] = True
         trial = _solved(gram, moment, free)
         while (below := free & (trial <= 0)).any():
             # As far towards the trial as all stay positive; what meets zero first is held there.
@@ -111,7 +112,7 @@ class LinearPredictor(Predictor):
         scale = np.sqrt((relative**2).mean(axis=0))
         design = relative / scale
         gram = design.T @ design + _RIDGE * len(design) * np.eye(len(scale))
-        return cls(_non_negative(gram, design.sum(axis=0)) / scale)
+        return cls(_non_negative(gram, design.sum(axis=0), np.zeros(len(scale))) / scale)
 
     def log_latency(self, features: Values) -> Values:
         return np.log(_counts(features) @ self.coefficients)
@@ -161,6 +162,9 @@ _TERM_COLUMNS = [column(name) for name in _TERMS]
 _ROBUST = 0.03
 _ROUNDS = 6
 _POOLED_RIDGE, _SHRINKAGE = 0.01, 0.2  # as strong as so many rows
+_ALIKE = 0.05
+"""A way's cost of a count is expected to be that of all rows, give or take as much again, where a row is right to this
+share: without it, what a row is off becomes the cost of a count of which that row, the only one, has hardly any."""
 _LEAST_S = 1e-7
 _LEEWAY = math.log(4.0)
 
@@ -197,7 +201,7 @@ class TiledPredictor(Predictor):
         coefficients = np.tile(pooled, (2 + len(WAYS), 1))
         present = np.unique(way)
         for index in present if len(present) > 1 else []:
-            coefficients[1 + index] = _robust(relative[way == index], pooled, _SHRINKAGE)
+            coefficients[1 + index] = _robust(relative[way == index], pooled, _SHRINKAGE, _ALIKE)
         guard = RooflinePredictor.fit(features, latency_s, generator)
         free = cls(coefficients, guard, np.tile([-np.inf, np.inf], (2 + len(WAYS), 1)))
         beyond = free.log_latency(features) - guard.log_latency(features)
@@ -230,17 +234,19 @@ class TiledPredictor(Predictor):
         return cls(coefficients, guard, take(state, "limits", 2 + len(WAYS), 2))
 
 
-def _robust(relative: Values, towards: Values, shrinkage: float) -> Values:
-    """Coefficients of counts over seconds [rows, terms] whose sums come near 1, drawn `towards` others."""
+def _robust(relative: Values, towards: Values, shrinkage: float, alike: float = 0.0) -> Values:
+    """Coefficients of counts over seconds [rows, terms] whose sums come near 1, drawn `towards` others: all alike, and
+    those that are not 0 by the share that they are off, which costs as much as an error of `alike` in a row."""
     scale = np.sqrt((relative**2).mean(axis=0))
     used = scale > 0
     design, goal = relative[:, used] / scale[used], towards[used] * scale[used]
     weight = np.ones(len(design))
+    pull = shrinkage + np.divide(alike, goal, out=np.zeros_like(goal), where=goal > 0) ** 2
     solution = goal
     for _ in range(_ROUNDS):
         weighted = design * weight[:, None]
-        gram = weighted.T @ design + shrinkage * np.eye(len(goal))
-        solution = _non_negative(gram, weighted.sum(axis=0) + shrinkage * goal)
+        gram = weighted.T @ design + np.diag(pull)
+        solution = _non_negative(gram, weighted.sum(axis=0) + pull * goal, solution)
         weight = _ROBUST / np.maximum(np.abs(design @ solution - 1.0), _ROBUST)
     result = towards.copy()
     result[used] = solution / scale[used]

@@ -42,6 +42,7 @@ class NnMeterPredictor(Predictor):
 
     name = "nn-meter"
     min_rows = 100
+    on_request = True
     trees: Trees
 
     @classmethod

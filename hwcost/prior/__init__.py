@@ -14,7 +14,7 @@ from hwcost.ops import BoundaryFunction, ElementwiseFunction, PoolFunction
 from hwcost.prior import kernels, nodes
 from hwcost.prior.draws import Draw as Draw
 
-_POOLS: Final[dict[PoolFunction, int]] = {"average": 64, "global_max": 16}
+_POOLS: Final[dict[PoolFunction, int]] = {"average": 64, "max": 48, "global_max": 16}
 """Shares of pools that are not the usual one: means take many ways, and maxima over a plane are rare."""
 _ELEMENTWISE: Final[dict[ElementwiseFunction, int]] = dict.fromkeys(
     ("relu", "clip", "sigmoid", "hardswish", "leakyrelu"), 24
@@ -55,7 +55,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "convolution of a line": (48, kernels.line),
     "scaling": (14, kernels.scaling),
     "excitation": (24, kernels.excitation),
-    "product of one row": (24, kernels.classifier),
+    "product of one row": (40, kernels.classifier),
     "large product": (12, kernels.large_classifier),
     "product of more rows": (36, kernels.product),
     "to channels last": (24, kernels.to_channels_last),

@@ -33,6 +33,8 @@ _BLOCKS: Final = (
     "pyramid",
     "channels last",
 )
+_HEADS: Final = ("plain", "plain", "wide", "hidden")
+"""What classifies: at once; behind many more channels (arXiv 1801.04381); behind a hidden layer too (1905.02244)."""
 _ACTIVATIONS: Final = {"plain": ("relu",), "inverted": ("clip", "hardswish"), "excited": ("silu", "hardswish", "relu")}
 
 
@@ -307,10 +309,16 @@ class _Network:
         return self.node("Gemm", self.x, weights, self.constant(np.zeros(made, np.float32)), transB=1)
 
     def model(self, pooled: bool = True) -> onnx.ModelProto:
+        head = pick(self.rng, _HEADS) if pooled else "plain"
+        if head != "plain":
+            self.conv(pick(self.rng, (576, 768, 960, 1280)), 1, activation="relu")
         if pooled:
             self.node("GlobalAveragePool", self.x)
             self.node("Flatten", self.x)
-        classes = pick(self.rng, (10, 100, 1000))
+        if head == "hidden":
+            self.gemm(pick(self.rng, (768, 1024, 1280)))
+            self.activate("hardswish")
+        classes = pick(self.rng, (10, 100, 1000, 1000))
         self.gemm(classes)
         return helper.make_model(
             helper.make_graph(

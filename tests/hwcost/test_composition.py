@@ -28,7 +28,7 @@ RATES = np.array([4e-11, 3e-11, 1.5e-11, 1e-11])
 KERNEL_S = -1.5e-7
 OVERHEAD_S = 8e-6
 MEBIBYTE = 1024**2
-CHOSEN = 12
+CHOSEN = 17
 NEAR = 1024 * MEBIBYTE
 """A second cache that loses nothing."""
 FLAT = Composition(
@@ -110,7 +110,7 @@ def test_nothing_to_learn_is_no_change() -> None:
     made = Made()
     made.whole_s = OVERHEAD_S + made.measured.sum(axis=1)
     found = made.compose()
-    np.testing.assert_allclose(factors(found), 1, atol=0.004)
+    np.testing.assert_allclose(factors(found), 1, atol=0.006)
     assert found.measured_width < 0.01
     assert (rates(found) >= 0).all() and rates(found).max() < 2e-12 and abs(found.kernel_s) < 3e-8
 

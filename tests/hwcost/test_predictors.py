@@ -132,9 +132,11 @@ def test_non_negative_least_squares_meets_its_optimality_conditions() -> None:
     for _ in range(20):
         design, target = generator.normal(size=(30, 8)), generator.normal(size=30)
         gram, moment = design.T @ design, design.T @ target
-        found = _non_negative(gram, moment)
+        found = _non_negative(gram, moment, np.zeros(8))
         slope = moment - gram @ found
         assert (found >= 0).all() and (slope <= 1e-9).all() and np.abs(slope * found).max() < 1e-9
+        from_elsewhere = _non_negative(gram, moment, np.maximum(generator.normal(size=8), 0))
+        np.testing.assert_allclose(from_elsewhere, found, atol=1e-9)
 
 
 def test_the_tiled_model_finds_what_each_count_costs_and_each_algorithm_apart() -> None:
