@@ -165,6 +165,8 @@ _POOLED_RIDGE, _SHRINKAGE = 0.01, 0.2  # as strong as so many rows
 _ALIKE = 0.05
 """A way's cost of a count is expected to be that of all rows, give or take as much again, where a row is right to this
 share: without it, what a row is off becomes the cost of a count of which that row, the only one, has hardly any."""
+_LEAST_SHARE = 1e-3
+"""A cost that makes up less than this of the rows is as open as one that does, or nothing could be solved for."""
 _LEAST_S = 1e-7
 _LEEWAY = math.log(4.0)
 
@@ -241,7 +243,7 @@ def _robust(relative: Values, towards: Values, shrinkage: float, alike: float = 
     used = scale > 0
     design, goal = relative[:, used] / scale[used], towards[used] * scale[used]
     weight = np.ones(len(design))
-    pull = shrinkage + np.divide(alike, goal, out=np.zeros_like(goal), where=goal > 0) ** 2
+    pull = shrinkage + np.where(goal > 0, alike / np.maximum(goal, _LEAST_SHARE), 0.0) ** 2
     solution = goal
     for _ in range(_ROUNDS):
         weighted = design * weight[:, None]
