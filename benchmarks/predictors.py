@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="folder of networks, timings, profile and fit (default: a temporary one)"
     )
-    parser.add_argument("--budget", default="8.5m", help="of `hwcost profile` (default: 8.5m)")
+    parser.add_argument("--budget", default="8m", help="of `hwcost profile` (default: 8m)")
     parser.add_argument("--networks", type=int, default=48, help="random ones, beside the onnx package's (default: 48)")
     run(parser.parse_args())
 

@@ -215,7 +215,7 @@ def another(document: dict[str, Any]) -> str:
     kernels, composed = (statistics.median(abs(one[name]) for one in timed) for name in ("kernels", "composition"))
     return "\n\n".join(
         (
-            f"The same on a processor of another kind ({held}):",
+            f"The same on a processor of another kind ({held}), by the project as it was on {document['date']}:",
             ways(document),
             f"Of its kernels {percent(single['all']['within_10'])} are predicted within 10 %, of those over 20 us "
             f"{percent(single['large']['within_10'])}. {len(misses)} networks are more than 10 % off. In the "
