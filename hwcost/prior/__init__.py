@@ -46,6 +46,8 @@ _UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
     ("Softsign", 1, "", {}),
 )
 """Functions of one tensor: type, version, domain, attributes."""
+_SHARES: Final = {"Erf": 12, "Gelu": 12, "QuickGelu": 24}
+"""Shares of those of them that networks have more often: perceptrons' GELU, and the SiLU behind every convolution."""
 
 FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "dense convolution": (220, kernels.dense),
@@ -77,7 +79,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "comparison": (18, nodes.comparison),
     "Cast": (16, nodes.cast),
     **{
-        op_type: (7, partial(nodes.unary, op_type, version, domain, settings))
+        op_type: (_SHARES.get(op_type, 7), partial(nodes.unary, op_type, version, domain, settings))
         for op_type, version, domain, settings in _UNARY
     },
     "Pow": (10, nodes.power),
