@@ -129,7 +129,8 @@ def measure_operators(
     A row is timed until it is settled or had `passes` timings. `budget_s` ends the run earlier, but never before every
     request had one; without it nothing is sampled. `take` does the timings, in this process by default. `journal` is a
     file to resume from; it is left there for the caller to delete once the result is safe. Raises `MeasurementError`
-    naming the operator that the runtime refuses (listed in `skipped` instead with `skip_unsupported`).
+    naming the operator that the runtime refuses or whose run takes no longer than a call (listed in `skipped` instead
+    with `skip_unsupported`).
     """
     if passes < 1 or not requests:
         raise MeasurementError(
@@ -321,7 +322,16 @@ class _Run:
         noise, overhead_s, switch_s = basis.noise, basis.overhead_s, basis.switch_s
         skipped = [timing.refused for point in points for timing in self.book.of(point.name) if timing.refused]
         timed = [point for point in points if not self._refused(point) and self.book.of(point.name)]
-        rows = [basis.row(point, overhead_s, switch_s, noise) for point in timed]
+        rows, lost = list[Row](), list[str]()
+        for point in timed:
+            try:
+                rows.append(basis.row(point, overhead_s, switch_s, noise))
+            except MeasurementError as error:
+                if not self.skip_unsupported:
+                    raise
+                lost.append(str(error))
+        if lost and not rows:
+            raise MeasurementError(lost[0])
         notes = [*self._stops(timed), f"each row holds {format_seconds(switch_s)} for the change from another kernel"]
         slowdowns = basis.slowdowns()
         if slow := [slowdown for slowdown in slowdowns if slowdown > _SLOW]:
@@ -331,7 +341,9 @@ class _Run:
             )
         if skipped:
             notes.append(f"{len(skipped)} operators were skipped because onnxruntime refused them")
-        return Measurements(tuple(rows), overhead_s, switch_s, noise, tuple(skipped), tuple(notes))
+        if lost:
+            notes.append(f"{len(lost)} operators were left out because their runs took no longer than a call")
+        return Measurements(tuple(rows), overhead_s, switch_s, noise, (*skipped, *lost), tuple(notes))
 
     def _stops(self, points: Sequence[Point]) -> Iterator[str]:
         """Why no more was timed."""

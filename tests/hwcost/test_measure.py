@@ -89,7 +89,9 @@ def _never(run: Callable[[], object], seconds: float) -> float:
     raise AssertionError("everything was to come from the journal")
 
 
-def _measure(journal: Path | None, timer: Callable[[Callable[[], object], float], float] = _brief) -> Measurements:
+def _measure(
+    journal: Path | None, timer: Callable[[Callable[[], object], float], float] = _brief, skip_unsupported: bool = False
+) -> Measurements:
     """Two passes over everything: what is never settled."""
     return measure_operators(
         _REQUESTS,
@@ -100,6 +102,7 @@ def _measure(journal: Path | None, timer: Callable[[Callable[[], object], float]
         journal=journal,
         take=Timings(Here(timer)).take,
         clock=FakeClock(),
+        skip_unsupported=skip_unsupported,
     )
 
 
@@ -222,6 +225,20 @@ def test_timings_that_contradict_each_other_are_errors(recorded: tuple[Path, Mea
         MeasurementError, match=r"a call of the runtime takes time, got .* for 16 operators .* come to rest"
     ):
         _measure(journal, _never)
+
+
+def test_a_sampled_operator_that_took_no_longer_than_a_call_costs_no_other_row(
+    recorded: tuple[Path, Measurements], tmp_path: Path
+) -> None:
+    journal, text = tmp_path / "journal.jsonl", recorded[0].read_text()
+    journal.write_text(re.sub(r'("point":"row: gemm[^}]*"run_s":)[^,]*', r"\g<1>1e-9", text))
+    found = _measure(journal, _never, skip_unsupported=True)
+    assert [row.operator for row in found.rows] == [_REQUESTS[0][0], _REQUESTS[2][0]]
+    assert len(found.skipped) == 1 and "for gemm(" in found.skipped[0]
+    assert "1 operators were left out because their runs took no longer than a call" in found.notes
+    journal.write_text(re.sub(r'("point":"row[^}]*"run_s":)[^,]*', r"\g<1>1e-9", text))
+    with pytest.raises(MeasurementError, match=r"an operator takes time, got none"):
+        _measure(journal, _never, skip_unsupported=True)
 
 
 def test_a_row_whose_two_shortest_timings_agree_is_settled() -> None:
