@@ -70,12 +70,7 @@ def _non_negative(gram: Values, moment: Values, start: Values) -> Values:
     size = len(moment)
     solution, free = start, start > 0
     tolerance = 1e-10 * max(float(np.abs(moment).max(initial=0.0)), 1e-300)
-    for turn in range(3 * size + 1):
-        slope = np.where(free, -np.inf, moment - gram @ solution)
-        if turn or not free.any():  # what is free from the start is solved first
-            if slope.max(initial=-np.inf) <= tolerance:
-                break
-            free[slope.argmax()] = True
+    for _ in range(3 * size + 1):
         trial = _solved(gram, moment, free)
         while (below := free & (trial <= 0)).any():
             # As far towards the trial as all stay positive; what meets zero first is held there.
@@ -86,6 +81,10 @@ def _non_negative(gram: Values, moment: Values, start: Values) -> Values:
             solution[~free] = 0.0
             trial = _solved(gram, moment, free)
         solution = trial
+        slope = np.where(free, -np.inf, moment - gram @ solution)
+        if slope.max(initial=-np.inf) <= tolerance:
+            break
+        free[slope.argmax()] = True
     result: Values = solution
     return result
 

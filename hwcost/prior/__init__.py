@@ -14,12 +14,13 @@ from hwcost.ops import BoundaryFunction, ElementwiseFunction, PoolFunction
 from hwcost.prior import kernels, nodes
 from hwcost.prior.draws import Draw as Draw
 
-_POOLS: Final[dict[PoolFunction, int]] = {"average": 64, "max": 48, "global_max": 16}
-"""Shares of pools that are not the usual one: means take many ways, and maxima over a plane are rare."""
-_ELEMENTWISE: Final[dict[ElementwiseFunction, int]] = dict.fromkeys(
-    ("relu", "clip", "sigmoid", "hardswish", "leakyrelu"), 24
-)
-"""Shares of functions that networks have more often than the others."""
+_SHARES: Final[dict[str, int]] = {
+    **{"average": 64, "max": 48, "global_max": 16},
+    **dict.fromkeys(("relu", "clip", "sigmoid", "hardswish", "leakyrelu", "QuickGelu"), 24),
+    **dict.fromkeys(("Erf", "Gelu"), 12),
+}
+"""Shares that are not those of their like: means take many ways, maxima over a plane are rare, and some functions are
+behind every convolution (`QuickGelu` is what a SiLU becomes), or in every perceptron."""
 
 _UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
     ("Erf", 13, "", {}),
@@ -46,8 +47,6 @@ _UNARY: Final[tuple[tuple[str, int, str, dict[str, Any]], ...]] = (
     ("Softsign", 1, "", {}),
 )
 """Functions of one tensor: type, version, domain, attributes."""
-_SHARES: Final = {"Erf": 12, "Gelu": 12, "QuickGelu": 24}
-"""Shares of those of them that networks have more often: perceptrons' GELU, and the SiLU behind every convolution."""
 
 FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "dense convolution": (220, kernels.dense),
@@ -64,10 +63,8 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "to channels first": (24, kernels.to_channels_first),
     "other transposes": (48, kernels.shuffle),
     "weights": (16, kernels.weights),
-    **{name: (_POOLS.get(name, 32), partial(kernels.pool, name)) for name in get_args(PoolFunction)},
-    **{
-        name: (_ELEMENTWISE.get(name, 12), partial(kernels.elementwise, name)) for name in get_args(ElementwiseFunction)
-    },
+    **{name: (_SHARES.get(name, 32), partial(kernels.pool, name)) for name in get_args(PoolFunction)},
+    **{name: (_SHARES.get(name, 12), partial(kernels.elementwise, name)) for name in get_args(ElementwiseFunction)},
     **{name: (24, partial(kernels.boundary, name)) for name in get_args(BoundaryFunction) if name != "transpose"},
     "concatenation": (56, nodes.concat),
     **{f"{name} with broadcast": (44, partial(nodes.broadcast, name)) for name in ("Add", "Mul")},
