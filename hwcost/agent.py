@@ -82,6 +82,12 @@ _ACQUAINTED: Final = 2000
 _BASE, _EXPONENT, _MODULUS = 2**500 + 7, 2**9 - 1, 2**512 - 569
 _LEVELS: Final = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "none": "ORT_DISABLE_ALL"}
 _ALIGNED: Final = 64
+_COUNTED: Final = 3
+"""Of the runs in which nodes are timed, one in so many counts: the shortest ones."""
+_KERNEL: Final = "_kernel_time"
+"""How the name of an event ends that is a node's own time."""
+_CLOCK_S: Final = 1e-6
+"""What the runtime's own profile counts in; it rounds down."""
 _SIGNALLED: Final = 128
 _SYSTEM_TEXTS: Final = (
     "/proc/cpuinfo",
@@ -127,13 +133,14 @@ def session(
     weights: Mapping[str, Array] | None = None,
     settings: Mapping[str, str] | None = None,
     limit: Limit | None = None,
+    timed_as: Path | None = None,
 ) -> Any:
     """A CPU session of a serialised model or a file, the same everywhere: sequential, spinning as by default, silent.
 
     The runtime logs and prints nothing: what it refuses arrives as one of `runtime_errors`. `save_as` keeps the
     optimised model there; `weights_in` is the folder of those weights of a serialised model that lie in files of their
     own, `weights` are such weights in memory, which have to outlive the session; `settings` are further session
-    configuration entries.
+    configuration entries; `timed_as` is how the path of a profile of every node begins, which the session then keeps.
     """
     import onnxruntime
 
@@ -150,6 +157,9 @@ def session(
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[optimise])
     if save_as is not None:
         options.optimized_model_filepath = str(save_as)
+    if timed_as is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(timed_as)
     if weights:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
         options.add_external_initializers(list(weights), values)
@@ -234,13 +244,52 @@ stopwatch: Final = Stopwatch()
 """The one of this process."""
 
 
-def shortest_run(running: Any, feeds: Mapping[str, Array], seconds: float, timer: Timer = stopwatch) -> float:
-    """Seconds of the shortest run of a session; raises `UnfedError`."""
+def _fed(running: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """What every run of a session is given; raises `UnfedError`."""
     missing = [one.name for one in running.get_inputs() if one.name not in feeds]
     if missing:
         raise UnfedError(f"a timed model is fed every one of its inputs, got none for {', '.join(missing)}: feed them")
-    given = dict(feeds)
+    return dict(feeds)
+
+
+def shortest_run(running: Any, feeds: Mapping[str, Array], seconds: float, timer: Timer = stopwatch) -> float:
+    """Seconds of the shortest run of a session; raises `UnfedError`."""
+    given = _fed(running, feeds)
     return timer(lambda: running.run(None, given), seconds)
+
+
+def node_times(
+    running: Any, telling: Any, feeds: Mapping[str, Array], seconds: float, most_runs: int
+) -> tuple[float, dict[str, float]]:
+    """Seconds of a run, and those of each node inside one, by its name, of two sessions of a model, of which the second
+    keeps a profile: in turn, as often as fits into the seconds, 3 to `most_runs` times; of each the mean of the
+    shortest third. The profile counts whole microseconds, rounded down, so half of one is added; and it makes every
+    node longer, so that these add up to more than a run. Raises `UnfedError`."""
+    given = _fed(running, feeds)
+    running.run(None, given), telling.run(None, given)
+    runs_s: list[float] = []
+    begins = now = time.perf_counter()
+    while len(runs_s) < _LEAST_RUNS or (len(runs_s) < most_runs and now - begins < seconds):
+        start = time.perf_counter()
+        running.run(None, given)
+        runs_s.append(time.perf_counter() - start)
+        telling.run(None, given)
+        now = time.perf_counter()
+    told: list[dict[str, float]] = [{}]
+    path = Path(telling.end_profiling())
+    events = json.loads(path.read_bytes())
+    path.unlink()
+    for event in events:
+        name = str(event.get("name"))
+        if event.get("cat") == "Node" and name.endswith(_KERNEL):
+            node = name[: -len(_KERNEL)]
+            told[-1][node] = told[-1].get(node, 0.0) + (event["dur"] + 0.5) * _CLOCK_S
+        elif name == "model_run":
+            told.append({})
+    counted = max(len(runs_s) // _COUNTED, 1)
+    shortest = sorted(told[1:-1], key=lambda times: sum(times.values()))[:counted]
+    nodes_s = {node: sum(times.get(node, 0.0) for times in shortest) / len(shortest) for node in shortest[0]}
+    return sum(sorted(runs_s)[:counted]) / counted, nodes_s
 
 
 def own_copy(value: Array, number: int) -> Array:
@@ -463,6 +512,11 @@ class Agent:
     def do_shortest(self, request: Request) -> Answer:
         with self.running(request) as running:
             return shortest_run(running, request.feeds, request.head["seconds"], self.timer), ()
+
+    def do_nodes(self, request: Request) -> Answer:
+        head = request.head
+        with self.running(request) as running, self.running(request, timed_as=self.folder / "nodes") as telling:
+            return node_times(running, telling, request.feeds, head["seconds"], head["most_runs"]), ()
 
     def answer(self, request: Request) -> tuple[dict[str, Any], Sequence[bytes]]:
         """The head and the blobs of the answer to one request, whatever comes of it."""

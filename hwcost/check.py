@@ -5,7 +5,8 @@ the model on the profile's own machine. A share that cannot be priced is an erro
 """
 
 import statistics
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from hwcost.errors import MeasurementError, ModelError, UnknownOperatorError
 from hwcost.features import family
 from hwcost.machine import detect_machine, quietness
-from hwcost.model import Layout, ModelLayers, read_model
+from hwcost.model import Layout, ModelLayers, read_model, time_nodes
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import INT8, Operator, Precision, key
 from hwcost.pricing import CostModel, Price, Total
@@ -26,15 +27,19 @@ _LISTED = 3
 """Nodes that an error names."""
 _UNLIKE = 0.1
 """How far a machine's speed may lie from that of its profile without a word: clocks and neighbours move it by less."""
+_FOR_NODES = 0.25
+"""Share of a check's seconds in which its nodes are timed."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class PricedOperator:
-    """One executed operator of a model; two where the runtime fused an addition into a node."""
+    """One executed operator of a model, and its node's place in the executed graph; two where the runtime fused an
+    addition into a node."""
 
     name: str
+    place: int
     operator: Operator
     precision: Precision
     price: Price
@@ -95,6 +100,8 @@ class Prediction:
 class Check:
     """A prediction beside what was measured here: the minimum over passes, and the passes, in seconds per run.
 
+    `operators_s` is what each operator of the prediction took inside the model, by the runtime's own profile, which
+    counts whole microseconds (None: it does not tell); a node of two operators is shared out as predicted.
     `noise_floor`: how far passes differ, as a share; an error below it says nothing. `machine_speed`: how fast kernels
     of the profile run now, over how fast they ran when it was made (None: it has none to time). The prediction is for a
     machine of that speed; `profiled_s` is the one for the machine as it was profiled. `warnings`: reasons to distrust
@@ -104,6 +111,7 @@ class Check:
     prediction: Prediction
     measured_s: float
     samples_s: tuple[float, ...]
+    operators_s: tuple[float | None, ...]
     noise_floor: float
     profiled_s: float
     machine_speed: float | None = None
@@ -119,9 +127,13 @@ class Check:
         return self.prediction.total.low_s <= self.measured_s <= self.prediction.total.high_s
 
     def document(self) -> dict[str, Any]:
-        """The check as JSON values: the prediction's, and `measured_s`, `error`, `noise_floor`, `machine_speed`, ..."""
+        """The check as JSON values: the prediction's, and `measured_s`, `error`, `noise_floor`, `machine_speed`, ...;
+        each operator's has its `measured_s`."""
+        document = self.prediction.document()
+        operators = zip(document["operators"], self.operators_s, strict=True)
         return {
-            **self.prediction.document(),
+            **document,
+            "operators": [{**operator, "measured_s": seconds} for operator, seconds in operators],
             "measured_s": self.measured_s,
             "samples_s": list(self.samples_s),
             "error": self.error,
@@ -189,11 +201,14 @@ def predict_model(
             f"every operator of a model needs a price on {cost_model.device}, got none for {len(uncovered)} of {path}: "
             f"{listed}; {remedy}, or leave them out knowingly with --allow-uncovered"
         )
-    priced = [layer for index, layer in enumerate(found.layers) if index not in lost]
+    priced = [index for index in range(len(found.layers)) if index not in lost]
     if not priced:
         raise ModelError(f"a prediction needs one operator that has a price, {path} has none: profile more operators")
-    total = cost_model.price_all([(op, precision) for _, op, precision in priced])
-    operators = tuple(PricedOperator(*layer, price) for layer, price in zip(priced, total.prices, strict=True))
+    total = cost_model.price_all([found.layers[index][1:] for index in priced])
+    operators = []
+    for index, price in zip(priced, total.prices, strict=True):
+        name, op, precision = found.layers[index]
+        operators.append(PricedOperator(name, found.places[index], op, precision, price))
     elements = found.uncovered_elements + sum(_elements(op) for op, _ in lost.values())
     share = min(elements / max(found.elements, 1), 1.0)
     return Prediction(
@@ -201,7 +216,7 @@ def predict_model(
         cost_model.device,
         _bits(found),
         total,
-        operators,
+        tuple(operators),
         tuple(uncovered),
         share,
         _differences(cost_model.profile, here),
@@ -252,8 +267,8 @@ def check_model(
     runtime: Runtime | None = None,
 ) -> Check:
     """Predict a model and run it for about `seconds`, on the machine of `runtime` (this one by default), with inputs
-    drawn from `seed`; before and after, some of the profile's kernels are timed, which takes a second, and the
-    prediction is brought to the speed that these have now.
+    drawn from `seed`, of which a quarter tells its nodes' times; before and after, some of the profile's kernels are
+    timed, which takes a second, and the prediction is brought to the speed that these have now.
 
     Raises like `predict_model`, and `MeasurementError` where the profile is of another machine.
     """
@@ -271,13 +286,23 @@ def check_model(
     warnings = quietness(runtime.facts())
     rows = anchors(cost_model.profile)
     before_s = time_anchors(cost_model.profile, rows, runtime)
+    feeds = example_feeds(file, seed)
     latency_s, samples_s = time_model(
         file.data(),
-        example_feeds(file, seed),
+        feeds,
         threads=machine.threads,
-        seconds=seconds,
+        seconds=(1 - _FOR_NODES) * seconds,
         passes=passes,
         weights_in=file.folder,
+        runtime=runtime,
+    )
+    nodes_s = time_nodes(
+        path,
+        feeds,
+        shapes=shapes,
+        threads=machine.threads,
+        seconds=_FOR_NODES * seconds,
+        overhead_s=cost_model.profile.run_overhead_s,
         runtime=runtime,
     )
     spread = statistics.median(samples_s) / latency_s - 1
@@ -290,4 +315,16 @@ def check_model(
             "is brought to that, but not all kernels change alike: let the machine come to rest, or profile it again",
         )
     now = prediction if speed is None else prediction.at_speed(speed)
-    return Check(now, latency_s, samples_s, floor, prediction.total.latency_s, speed, warnings)
+    operators_s = _shared_out(now.operators, nodes_s)
+    return Check(now, latency_s, samples_s, operators_s, floor, prediction.total.latency_s, speed, warnings)
+
+
+def _shared_out(operators: Sequence[PricedOperator], nodes_s: Mapping[int, float]) -> tuple[float | None, ...]:
+    """What each operator took, of its node's seconds the share that is predicted for it."""
+    predicted_s: defaultdict[int, float] = defaultdict(float)
+    for one in operators:
+        predicted_s[one.place] += one.price.latency_s
+    return tuple(
+        nodes_s[one.place] * one.price.latency_s / predicted_s[one.place] if one.place in nodes_s else None
+        for one in operators
+    )

@@ -27,19 +27,26 @@ Layout = Literal["executed", "portable"]
 _REFUSALS: Final[tuple[type[Exception], ...]] = (RuntimeError, MemoryError, OSError)
 _LARGE_BYTES: Final = 4096
 """Weights above this stay out of the optimised model, which could hold 2 GB of them; shapes, axes, scales stay in."""
+_PLACE: Final = "node "
+_LEAST_S: Final = 1e-7
+"""What a node takes at least."""
+_MOST_TIMES: Final = 50_000
+"""Of nodes in a profile by the runtime, which takes 650 bytes for each."""
 _MOST_S: Final = 300.0
 """Of optimising a model, and of running it once: a loop may never end."""
 
 
 @dataclass(frozen=True)
 class ModelLayers:
-    """What a model executes: (node name, operator, precision) in order of execution.
+    """What a model executes: (node name, operator, precision) in order of execution, and each one's place among the
+    nodes of the executed graph.
 
     `uncovered` names the nodes that are no known operator. Their share is counted in the tensor elements that nodes
     read and write (`elements` of all nodes), the only measure of size that such nodes have.
     """
 
     layers: tuple[tuple[str, Operator, Precision], ...]
+    places: tuple[int, ...]
     uncovered: tuple[str, ...]
     uncovered_elements: int
     elements: int
@@ -72,13 +79,19 @@ def _optimise(file: ModelFile, layout: Layout, folder: Path, runtime: Runtime) -
         raise file.refused("reading", error) from None
 
 
+def _fit_to_run(optimised: ModelFile, feeds: Feeds) -> onnx.ModelProto:
+    """A copy of an optimised model, with the inputs that it is fed and no others."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(optimised.proto)
+    kept = {constant.name for constant in copy.graph.initializer} | feeds.keys()
+    for value in [value for value in copy.graph.input if value.name not in kept]:
+        copy.graph.input.remove(value)  # of a constant that the optimiser made needless
+    return copy
+
+
 def _observe(file: ModelFile, optimised: ModelFile, feeds: Feeds, runtime: Runtime) -> dict[str, Tensor]:
     """Shape and type of every tensor of an optimised model, from running it once as it stands."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(optimised.proto)
-    kept = {constant.name for constant in probe.graph.initializer} | feeds.keys()
-    for value in [value for value in probe.graph.input if value.name not in kept]:
-        probe.graph.input.remove(value)  # of a constant that the optimiser made needless
+    probe = _fit_to_run(optimised, feeds)
     present = {value.name for value in probe.graph.output}
     names = [name for node in probe.graph.node for name in node.output if name]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
@@ -147,9 +160,10 @@ def read_model(
         origins = _origins(file, feeds, folder, runtime) if blocked else {}
         graph = Graph(optimised.proto, _observe(file, optimised, feeds, runtime), origins, layout == "portable")
     layers: list[tuple[str, Operator, Precision]] = []
+    places: list[int] = []
     uncovered: list[str] = []
     lost = total = 0
-    for node in optimised.proto.graph.node:
+    for place, node in enumerate(optimised.proto.graph.node):
         mapped, elements = _operators(graph, node), _elements(graph, node)
         total += elements
         if mapped is None:
@@ -157,4 +171,43 @@ def read_model(
             lost += elements
         else:
             layers += [(_name(node), op, precision) for op, precision in mapped]
-    return ModelLayers(tuple(layers), tuple(uncovered), lost, total)
+            places += [place] * len(mapped)
+    return ModelLayers(tuple(layers), tuple(places), tuple(uncovered), lost, total)
+
+
+def time_nodes(
+    path: Path,
+    feeds: Feeds,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    threads: int = 1,
+    seconds: float = 1.0,
+    overhead_s: float = 0.0,
+    runtime: Runtime | None = None,
+) -> dict[int, float]:
+    """Seconds that each node of the executed graph takes inside the model, by its place there, from about `seconds` of
+    runs: what onnxruntime's own profile says, to about a microsecond. Nodes that it does not tell of are left out.
+
+    Keeping that profile makes every node longer, by what it writes of it and of each of its tensors: so much is taken
+    off each that all of them make a run without a profile, less its `overhead_s`. Raises `ModelError` where the runtime
+    refuses the model.
+    """
+    file, runtime = load_model(path, shapes), runtime or Here()
+    with tempfile.TemporaryDirectory(prefix="hwcost-") as name:
+        optimised = _optimise(file, "executed", Path(name), runtime)
+        named = _fit_to_run(optimised, feeds)
+        nodes = {f"{_PLACE}{place}": node for place, node in enumerate(named.graph.node)}
+        for own, node in nodes.items():
+            node.name = own  # names may be missing, or be another's
+        given = Given(named.SerializeToString(), threads, "none", weights_in=optimised.folder)
+        most_runs = max(_MOST_TIMES // max(len(nodes), 1), 1)
+        try:
+            run_s, told = runtime.node_times(given, feeds, seconds, most_runs)
+        except UnusableError:
+            raise
+        except _REFUSALS as error:
+            raise file.refused("timing its nodes", error) from None
+    written = {own: 1 + sum(map(bool, (*nodes[own].input, *nodes[own].output))) for own in nodes.keys() & told.keys()}
+    more_s = max(sum(told[own] for own in written) - (run_s - overhead_s), 0.0)
+    each_s = more_s / max(sum(written.values()), 1)
+    return {int(own.removeprefix(_PLACE)): max(told[own] - each_s * written[own], _LEAST_S) for own in written}

@@ -95,7 +95,9 @@ class _Told(BaseModel):
 
 _ARRAYS: Final = TypeAdapter(list[_Told])
 _SHAPES: Final = TypeAdapter(dict[str, tuple[int, tuple[int, ...]]])
-_SECONDS: Final[TypeAdapter[float]] = TypeAdapter(Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)])
+_Seconds = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+_SECONDS: Final[TypeAdapter[float]] = TypeAdapter(_Seconds)
+_NODE_SECONDS: Final[TypeAdapter[tuple[float, dict[str, float]]]] = TypeAdapter(tuple[_Seconds, dict[str, _Seconds]])
 
 
 @dataclass
@@ -211,6 +213,12 @@ class Piped:
     def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
         frame = framed("shortest", given, feeds, seconds=seconds)
         return self._valid(_SECONDS, self.ask(frame, self._request_s + seconds)[0])
+
+    def node_times(
+        self, given: Given, feeds: Mapping[str, Array], seconds: float, most_runs: int
+    ) -> tuple[float, dict[str, float]]:
+        frame = framed("nodes", given, feeds, seconds=seconds, most_runs=most_runs)
+        return self._valid(_NODE_SECONDS, self.ask(frame, self._request_s + seconds)[0])
 
     # --- the conversation
 

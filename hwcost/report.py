@@ -207,23 +207,29 @@ def show_fit(profile: Profile, fit: "Fit", path: Path) -> None:
         )
 
 
-def show_prediction(prediction: "Prediction") -> None:
-    """The slowest operators, the total with its interval, and what was left out."""
-    slowest = sorted(prediction.operators, key=lambda operator: -operator.price.latency_s)
-    total = prediction.total
-    rows = [
-        (
-            operator.name,
-            operator.operator.kind,
-            str(operator.precision),
-            format_seconds(operator.price.latency_s),
-            _percent(operator.price.latency_s / total.latency_s),
-            operator.price.label + (", extrapolated" if operator.price.extrapolated else ""),
+def show_prediction(prediction: "Prediction", operators_s: Sequence[float | None] | None = None) -> None:
+    """The slowest operators, what each took where it was run, the total with its interval, and what was left out."""
+    total, operators = prediction.total, prediction.operators
+    slowest = sorted(range(len(operators)), key=lambda place: -operators[place].price.latency_s)
+    rows = []
+    for place in slowest[:_OPERATORS]:
+        operator = operators[place]
+        latency_s = operator.price.latency_s
+        took_s = None if operators_s is None else operators_s[place]
+        rows.append(
+            (
+                operator.name,
+                operator.operator.kind,
+                str(operator.precision),
+                format_seconds(latency_s),
+                *(() if operators_s is None else _beside(latency_s, took_s)),
+                _percent(latency_s / total.latency_s),
+                operator.price.label + (", extrapolated" if operator.price.extrapolated else ""),
+            )
         )
-        for operator in slowest[:_OPERATORS]
-    ]
     title = f"{prediction.model} on {prediction.device}: the slowest of {len(slowest)} operators"
-    print_table(title, ("node", "kind", "precision", "predicted", "share", "source"), rows)
+    measured = () if operators_s is None else ("measured", "off by")
+    print_table(title, ("node", "kind", "precision", "predicted", *measured, "share", "source"), rows)
     print(
         f"predicted: {format_seconds(total.latency_s)}, between {format_seconds(total.low_s)} and "
         f"{format_seconds(total.high_s)} ({', '.join(total.sources)}); of it {format_seconds(total.run_overhead_s)} is "
@@ -237,9 +243,16 @@ def show_prediction(prediction: "Prediction") -> None:
         )
 
 
+def _beside(predicted_s: float, measured_s: float | None) -> tuple[str, str]:
+    """A measurement, and how far the prediction is from it."""
+    if measured_s is None:
+        return "-", "-"
+    return format_seconds(measured_s), f"{100 * (predicted_s / measured_s - 1):+.0f} %"
+
+
 def show_check(checked: "Check") -> None:
-    """The prediction, and beneath it the measurement."""
-    show_prediction(checked.prediction)
+    """The prediction beside the measurement, per operator and in total."""
+    show_prediction(checked.prediction, checked.operators_s)
     print(
         f"measured:  {format_seconds(checked.measured_s)}; the prediction is off by {100 * checked.error:+.1f} % "
         f"(noise floor {_percent(checked.noise_floor)}), the measurement lies "

@@ -4,6 +4,7 @@
 process or on another machine. Both do the same work by the same code, `hwcost.agent`.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from hwcost.agent import (
     Timer,
     UnfedError,
     any_refusal,
+    node_times,
     own_copy,
     runtime_errors,
     session,
@@ -103,6 +105,11 @@ class Runtime(Protocol):
     def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
         """Seconds of the shortest run, tried for about `seconds` in a session of its own."""
 
+    def node_times(
+        self, given: Given, feeds: Mapping[str, Array], seconds: float, most_runs: int
+    ) -> tuple[float, dict[str, float]]:
+        """Seconds of a run, and of each node inside one, by its name: see `hwcost.agent.node_times`."""
+
 
 @contextmanager
 def _refused() -> Iterator[None]:
@@ -171,6 +178,13 @@ class Here:
         with _refused():
             running, _ = self._session(given)
             return shortest_run(running, feeds, seconds, self.timer)
+
+    def node_times(
+        self, given: Given, feeds: Mapping[str, Array], seconds: float, most_runs: int
+    ) -> tuple[float, dict[str, float]]:
+        with _refused(), tempfile.TemporaryDirectory(prefix="hwcost-") as name:
+            running, telling = self._session(given), self._session(given, timed_as=Path(name, "nodes"))
+            return node_times(running[0], telling[0], feeds, seconds, most_runs)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 from onnx_models import Builder, float_model, quantised_model
 
-from hwcost.check import Check, check_model, predict_model
+from hwcost.check import Check, _shared_out, check_model, predict_model
 from hwcost.devices import load_device
 from hwcost.errors import MeasurementError, ModelError, UnknownOperatorError
 from hwcost.estimate import estimate_profile
@@ -61,12 +61,25 @@ def test_a_check_shows_the_measurement_beside_the_prediction(model: Path, measur
     assert low_s < document["predicted_s"] < high_s
     assert len(document["operators"]) == len(checked.prediction.operators)
     assert {"name", "operator", "precision", "predicted_s", "interval_s", "source"} <= document["operators"][0].keys()
+    assert all(operator["measured_s"] > 0 for operator in document["operators"])
     assert json.loads(json.dumps(document)) == document
+
+
+def test_a_node_of_two_operators_is_shared_out_as_predicted_and_one_that_nothing_is_told_of_has_no_time(
+    model: Path, measured: Profile
+) -> None:
+    operators = predict_model(model, CostModel(measured)).operators[:3]
+    twice = [replace(one, place=place) for one, place in zip(operators, (4, 4, 7), strict=True)]
+    first_s, second_s, lost_s = _shared_out(twice, {4: 3.0})
+    assert lost_s is None and first_s is not None and second_s is not None
+    assert first_s + second_s == pytest.approx(3)
+    assert first_s / second_s == pytest.approx(operators[0].price.latency_s / operators[1].price.latency_s)
 
 
 def test_the_interval_is_held_against_the_measurement(model: Path, measured: Profile) -> None:
     prediction = predict_model(model, CostModel(measured))
-    inside = Check(prediction, prediction.total.high_s, (prediction.total.high_s,), 0.0, prediction.total.latency_s)
+    total, nobody_told = prediction.total, (None,) * len(prediction.operators)
+    inside = Check(prediction, total.high_s, (total.high_s,), nobody_told, 0.0, total.latency_s)
     assert inside.within_interval
     assert not replace(inside, measured_s=prediction.total.high_s * 1.01).within_interval
 

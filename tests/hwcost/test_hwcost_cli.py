@@ -133,6 +133,9 @@ def test_this_machine_is_measured_and_a_model_just_as_it_runs_here(
     assert checked.code == 0 and {*fields, "operators"} <= checked.document.keys()
     assert checked.document["uncovered_share"] == 0 and checked.document["measured_s"] > 0
     assert [entry["source"] for entry in checked.document["operators"]] == ["measured"] * len(layers)
+    assert all(entry["measured_s"] > 0 for entry in checked.document["operators"])
+    shown = Ran(capsys, "check", model, "--profile", path, "--time", "200ms").out
+    assert "predicted" in shown and "measured" in shown and "off by" in shown
 
 
 def test_an_interrupted_measurement_keeps_its_journal(folder: Path) -> None:

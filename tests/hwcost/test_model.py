@@ -1,6 +1,7 @@
 """Reading models: the operators that the runtime executes, in words free of layouts, or a plain refusal."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from onnx_models import CHANNELS, Builder, float_model, quantised_model
 
 from hwcost.errors import HwcostError, ModelError
-from hwcost.model import Layout, read_model
-from hwcost.onnxfile import example_feeds, load_model
+from hwcost.model import Layout, read_model, time_nodes
+from hwcost.onnxfile import Feeds, example_feeds, load_model
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
+from hwcost.pipe import Piped
+from hwcost.runtime import Given, Here
 
 STEM = Conv(3, CHANNELS, 16, 16, (3, 3), (2, 2), (1, 1, 1, 1), activation="relu")
 DEPTHWISE = Conv(CHANNELS, CHANNELS, 8, 8, (3, 3), pads=(1, 1, 1, 1), groups=CHANNELS, activation="clip")
@@ -174,3 +177,47 @@ def test_a_damaged_model_is_read_or_refused_and_nothing_else(tmp_path: Path, cap
         except HwcostError as error:
             assert "\n" not in str(error)
     assert capfd.readouterr().out == ""
+
+
+@dataclass(frozen=True)
+class Told(Here):
+    """This process, whose runs and nodes take what is said: seconds of a run, and of each node."""
+
+    run_s: float = 0.0
+    node_s: float = 0.0
+
+    def node_times(self, given: Given, feeds: Feeds, seconds: float, most_runs: int) -> tuple[float, dict[str, float]]:
+        assert isinstance(given.model, bytes)
+        nodes = onnx.load_from_string(given.model).graph.node
+        return self.run_s, {node.name: self.node_s for node in nodes}
+
+
+def test_what_telling_of_nodes_takes_is_taken_off_them_by_what_is_told(tmp_path: Path) -> None:
+    build = Builder()
+    summed = build.node("Sum", "x", "x", "x")  # of four tensors with its output
+    path = build.save(tmp_path / "m.onnx", [1, 3, 8, 8], build.node("Sqrt", summed))  # of two
+    for node in (saved := onnx.load(path)).graph.node:
+        node.name = ""  # an exporter may leave it out
+    onnx.save(saved, path)
+    feeds = example_feeds(load_model(path), 0)
+    # Two nodes of 10 s make a run of 12 s, of which 2 s are the call: 10 s are the profile's, for five parts and three.
+    told = time_nodes(path, feeds, overhead_s=2.0, runtime=Told(run_s=12.0, node_s=10.0))
+    assert told == {0: pytest.approx(10 - 10 * 5 / 8), 1: pytest.approx(10 - 10 * 3 / 8)}
+    assert time_nodes(path, feeds, runtime=Told(run_s=30.0, node_s=10.0)) == {0: 10.0, 1: 10.0}
+
+
+@pytest.mark.parametrize("make", [float_model, quantised_model])
+def test_every_node_is_timed_inside_the_model_by_its_place_among_the_layers(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    path = make(tmp_path / "m.onnx")
+    layers, feeds = read_model(path), example_feeds(load_model(path), 0)
+    with Piped() as there:
+        for runtime in (Here(), there):
+            told = time_nodes(path, feeds, seconds=0.0, runtime=runtime)
+            assert set(layers.places) == told.keys() and all(node_s > 0 for node_s in told.values())
+
+
+def test_a_model_that_cannot_be_run_has_no_node_times(tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        time_nodes(float_model(tmp_path / "m.onnx"), {"x": np.zeros((2, 2), np.float32)})
