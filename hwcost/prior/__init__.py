@@ -53,7 +53,7 @@ FAMILIES: Final[dict[str, tuple[int, Draw]]] = {
     "depthwise convolution": (70, kernels.depthwise),
     "grouped convolution": (90, kernels.grouped),
     "residual convolution": (40, kernels.residual),
-    "convolution of a line": (48, kernels.line),
+    "convolution of a line": (60, kernels.line),
     "scaling": (14, kernels.scaling),
     "excitation": (24, kernels.excitation),
     "product of one row": (40, kernels.classifier),
