@@ -27,7 +27,7 @@ from hwcost.errors import FitError
 from hwcost.features import WAYS, family, feature_matrix, way_of
 from hwcost.fit import grouped_folds
 from hwcost.hardware import WHOLLY_HELD, WHOLLY_SPILLED, Hardware
-from hwcost.ops import Operator, Precision, bytes_moved
+from hwcost.ops import Gemm, Operator, Precision, bytes_moved
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams
@@ -44,13 +44,13 @@ _ENOUGH: Final = [16 if way.removeprefix("algorithm_") in ALGORITHMS else 6 for 
 _ENOUGH_ALIKE: Final = (2, 2, 2, 0, 1)
 """Rows from which on a kind of kernel is drawn as often as the prior has it: in all by its way, more where a dozen
 loops have costs of their own, and those that move as many bytes, by how many of `_reaches` these are beyond."""
-_EVERY: Final = 4
+_EVERY: Final = 3
 """Rows of every kind with which a sample begins."""
 _AHEAD: Final = 100
 """Among so many next operators of a family at least those of rare kinds are looked for."""
 
-_Kind = tuple[str, Precision, int]
-"""Family, precision, and way of computing as `way_of` tells it."""
+_Kind = tuple[str, Precision, int, bool]
+"""Family, precision, way of computing as `way_of` tells it, and whether it is a product of one row."""
 _Drawn = tuple[tuple[Request, ...], tuple[tuple[_Kind, int], ...]]
 
 
@@ -109,11 +109,11 @@ class AdaptiveSample:
         known = Counter(kind for _, kinds in self._described_requests([measured]) for kind, _ in kinds)
         found = {}
         for name in FAMILIES:
-            wanted: Counter[tuple[str, int]] = Counter()
+            wanted: Counter[tuple[str, int, bool]] = Counter()
             for _, kinds in self._ahead(name):
                 for kind, _ in kinds:
-                    have = max(known[kind], self._rows[kind])
-                    wanted[kind[0], kind[2]] = max(wanted[kind[0], kind[2]], _EVERY - have)
+                    alike, have = (kind[0], *kind[2:]), max(known[kind], self._rows[kind])
+                    wanted[alike] = max(wanted[alike], _EVERY - have)
             if more := wanted.total():
                 found[name] = more
         return found
@@ -126,7 +126,7 @@ class AdaptiveSample:
 
         def held(drawn: _Drawn) -> float:
             _, kinds = drawn
-            rows = (self._rows[kind] / _ENOUGH[kind[-1]] for kind, _ in kinds)
+            rows = (self._rows[kind] / _ENOUGH[kind[2]] for kind, _ in kinds)
             alike = (self._alike[one] / enough for one in kinds if (enough := _ENOUGH_ALIKE[one[1]]))
             return float(min([1.0, *rows, *alike]))
 
@@ -143,11 +143,12 @@ class AdaptiveSample:
         hardware = self._hardware or Hardware()
         ways, reaches = iter(way_of(feature_matrix(chain(*requests), hardware)).tolist()), _reaches(hardware)
 
-        def kind(op: Operator, precision: Precision) -> tuple[_Kind, int]:
+        def described(op: Operator, precision: Precision) -> tuple[_Kind, int]:
             moved = bytes_moved(op, precision)
-            return (family(op), precision, next(ways)), sum(moved > reach for reach in reaches)
+            kind = family(op), precision, next(ways), isinstance(op, Gemm) and op.m == 1
+            return kind, sum(moved > reach for reach in reaches)
 
-        return [(tuple(found), tuple(kind(op, precision) for op, precision in found)) for found in requests]
+        return [(tuple(found), tuple(described(op, precision) for op, precision in found)) for found in requests]
 
     def state(self) -> str:
         """The error of the quick predictor on what it had not seen, in words; nothing before the first."""

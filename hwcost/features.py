@@ -216,7 +216,7 @@ def _loops(op: Node) -> str:
         shape = reads[0].shape
         last = len(shape) > 2 and shape[-1] == out[-1] and shape[1] != out[1]
         settings = {"mode": "nearest"} | json.loads(op.attributes)
-        return settings["mode"] + (".last" if last else ".twice" if _doubles(op, settings) else "")
+        return str(settings["mode"]) + (".last" if last else ".twice" if _doubles(op, settings) else "")
     if op.op_type == "Pow" and len(reads) > 1:
         return f"to_{reads[1].values}" if reads[1].values in ("2", "3") else ""  # others all go through pow()
     if op.op_type == "Attention":

@@ -24,9 +24,12 @@ CHANNELS_FIRST: Final = (0, 3, 1, 2)
 HEADS: Final = (1, 2, 3, 4, 6, 8, 12)
 
 
-_OFTEN_LARGE: Final = 0.08
+_USUAL_SIDES: Final = (7, 14, 28, 56, 112)
+_OFTEN_USUAL: Final = 0.2
+"""What most published networks make of an image of 224, and how often a side is such."""
+_OFTEN_LARGE: Final = 0.06
 """Share of feature maps, and of convolutions' planes, that are as large as a detector's first ones."""
-_LARGE: Final = 7.5e5, 3e6
+_LARGE: Final = 7.5e5, 2e6
 """Elements of such a map: what no cache holds."""
 
 
@@ -42,9 +45,10 @@ def draw_width(rng: np.random.Generator, most: int = 1024) -> int:
 
 
 def draw_side(rng: np.random.Generator, smallest: int = 1) -> int:
-    """The side of a feature map: an image's, halved some times; halving rounds either way."""
+    """The side of a feature map: an image's, halved some times; halving rounds either way. Often one of ImageNet's."""
     image, halvings = pick(rng, IMAGES), int(rng.integers(0, 6))
-    return max((image >> halvings) + pick(rng, (0, 0, 0, 0, 1, -1)), smallest)
+    side, own = (image >> halvings) + pick(rng, (0, 0, 0, 0, 1, -1)), rng.spawn(1)[0]
+    return max(pick(own, _USUAL_SIDES) if own.random() < _OFTEN_USUAL else side, smallest)
 
 
 def draw_sides(rng: np.random.Generator, smallest: int = 1) -> tuple[int, int]:
@@ -53,7 +57,7 @@ def draw_sides(rng: np.random.Generator, smallest: int = 1) -> tuple[int, int]:
 
 
 def _large(rng: np.random.Generator) -> np.random.Generator | None:
-    """Draws the sizes of what is to be as large as a detector's, by numbers of its own: the others stay as they are."""
+    """Draws the sizes of what is to be as large as a detector's; like that of a usual side, by numbers of its own."""
     own = rng.spawn(1)[0]
     return own if own.random() < _OFTEN_LARGE else None
 
@@ -76,7 +80,8 @@ def draw_map(rng: np.random.Generator, smallest: int = 1) -> tuple[int, int, int
     channels, large = draw_width(rng, min(2048, max(16, 12_000 // max(height, width)))), _large(rng)
     if large is not None:
         height, width = _large_sides(large)
-        elements = math.exp(large.uniform(*map(math.log, _LARGE)))
+        fewest, most = map(math.log, _LARGE)
+        elements = math.exp(large.uniform(fewest, most))
         channels = max(round(elements / (height * width) / 8), 1) * 8
     return 1, channels, height, width
 
