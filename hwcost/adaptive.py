@@ -1,11 +1,11 @@
 """Which operators to measure next: those of the families that predictors know least.
 
 A family of the prior may hold several kinds of kernel, each with a predictor or, by the way it computes, with
-coefficients of its own. A sample begins with a few rows of every kind, whatever its family's share: of one or two rows
-nothing follows for other sizes. Then come the families' shares; once it holds them all, each batch is dealt by share
-times error: the error that a quick predictor makes on operators of the family that it was not fitted on, near-identical
-ones held out together. It follows from the first timing of every row alone, and from the seed, so it can be decided
-again.
+coefficients of its own. Half of a sample's first batches are of kinds that have not three rows yet, whatever their
+family's share: of one or two rows nothing follows for other sizes. The rest are the families' shares; once it holds
+them all, each batch is dealt by share times error: the error that a quick predictor makes on operators of the family
+that it was not fitted on, near-identical ones held out together. It follows from the first timing of every row alone,
+and from the seed, so it can be decided again.
 
 Of a family's next operators whichever is of a kind that has hardly any rows comes first, so that rare kinds have enough
 to be fitted on; and so does what moves as many bytes, beside the caches of the machine, as hardly any row of its kind,
@@ -45,7 +45,7 @@ _ENOUGH_ALIKE: Final = (2, 2, 2, 0, 1)
 """Rows from which on a kind of kernel is drawn as often as the prior has it: in all by its way, more where a dozen
 loops have costs of their own, and those that move as many bytes, by how many of `_reaches` these are beyond."""
 _EVERY: Final = 3
-"""Rows of every kind with which a sample begins."""
+"""Rows that every kind has before a sample is dealt by the families' shares alone."""
 _AHEAD: Final = 100
 """Among so many next operators of a family at least those of rare kinds are looked for."""
 
@@ -70,21 +70,23 @@ class AdaptiveSample:
         self._errors: NDArray[np.float64] = np.zeros(0)
 
     def choose(self, size: int, rows: Sequence[tuple[Request, float]]) -> dict[str, int]:
-        """How many operators of which family come next, `size` in all, given the latencies so far in seconds."""
+        """How many operators of which family come next, `size` in all, given the latencies so far in seconds: half of
+        them of kinds that lack rows, while there are such."""
         errors = held_out_errors(rows, self._seed, self._hardware)
         self._errors = np.array(list(errors.values()))
-        if lacking := self._lacking([request for request, _ in rows]):
-            return _dealt(min(size, sum(lacking.values())), lacking, {})
+        lacking = self._lacking([request for request, _ in rows])
+        first = Counter(_dealt(min(-(-size // 2), sum(lacking.values())), lacking, {}))
+        rest, dealt = size - first.total(), self._dealt + first
         shares = {name: float(share) for name, (share, _) in FAMILIES.items()}
-        if self._dealt.total() < sum(shares.values()):
-            return _dealt(size, shares, self._dealt)
+        if dealt.total() < sum(shares.values()):
+            return dict(first + Counter(_dealt(rest, shares, dealt)))
         overall = float(self._errors.mean()) if len(self._errors) else 1.0
         found: defaultdict[str, list[float]] = defaultdict(lambda: [overall] * _PRIOR_ROWS)
         for request, error in errors.items():
             if request in self._family:
                 found[self._family[request]].append(error)
         weights = {name: share * float(np.mean(found[name])) for name, share in shares.items()}
-        return _dealt(size, weights, {})
+        return dict(first + Counter(_dealt(rest, weights, {})))
 
     def draw(self, families: Mapping[str, int]) -> tuple[Request, ...]:
         """What is measured of the next operators of these families; fewer where a family has no more."""
