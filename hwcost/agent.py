@@ -262,14 +262,15 @@ def node_times(
     running: Any, telling: Any, feeds: Mapping[str, Array], seconds: float, most_runs: int
 ) -> tuple[float, dict[str, float]]:
     """Seconds of a run, and those of each node inside one, by its name, of two sessions of a model, of which the second
-    keeps a profile: in turn, as often as fits into the seconds, 3 to `most_runs` times; of each the mean of the
+    keeps a profile: in turn, as often as fits into the seconds, 1 to `most_runs` times; of each the mean of the
     shortest third. The profile counts whole microseconds, rounded down, so half of one is added; and it makes every
     node longer, so that these add up to more than a run. Raises `UnfedError`."""
     given = _fed(running, feeds)
-    running.run(None, given), telling.run(None, given)
+    for one in (running, telling):
+        one.run(None, given)
     runs_s: list[float] = []
     begins = now = time.perf_counter()
-    while len(runs_s) < _LEAST_RUNS or (len(runs_s) < most_runs and now - begins < seconds):
+    while not runs_s or (len(runs_s) < most_runs and now - begins < seconds):
         start = time.perf_counter()
         running.run(None, given)
         runs_s.append(time.perf_counter() - start)
@@ -288,7 +289,8 @@ def node_times(
             told.append({})
     counted = max(len(runs_s) // _COUNTED, 1)
     shortest = sorted(told[1:-1], key=lambda times: sum(times.values()))[:counted]
-    nodes_s = {node: sum(times.get(node, 0.0) for times in shortest) / len(shortest) for node in shortest[0]}
+    names = shortest[0] if shortest else ()  # a profile that is full says no more
+    nodes_s = {node: sum(times.get(node, 0.0) for times in shortest) / len(shortest) for node in names}
     return sum(sorted(runs_s)[:counted]) / counted, nodes_s
 
 

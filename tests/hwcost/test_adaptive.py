@@ -34,12 +34,12 @@ def _timed(requests: tuple[Request, ...], noise: float = 0.02, wild: str = "") -
 
 def test_half_of_a_sample_is_a_few_rows_of_every_kind_first_and_the_rest_the_shares() -> None:
     sample, none = _sample(), AdaptiveSample(0, lambda op: ())
-    drawn, rows, whole = Counter[str](), Counter[tuple[str, str]](), sum(SHARES.values())
+    rows, whole = Counter[tuple[str, str]](), sum(SHARES.values())
     usual: Counter[str] = Counter()
     while usual.total() < whole - 200:
         batch, usual_batch = sample.choose(200, []), none.choose(200, [])
         assert sum(batch.values()) == sum(usual_batch.values()) == 200
-        drawn.update(batch), usual.update(usual_batch)
+        usual.update(usual_batch)
         rows.update((family(op), str(precision)) for op, precision in sample.draw(batch))
         none.draw(usual_batch)
     # What has nothing to be measured has no kinds: it holds the shares from the beginning.

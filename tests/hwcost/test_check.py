@@ -1,7 +1,7 @@
 """Models as a whole: every operator priced or named, and the prediction beside a measurement of the same machine."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from hwcost.model import read_model
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Precision
 from hwcost.pricing import CostModel
 from hwcost.profiles import Profile
+from hwcost.runtime import Here
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,21 @@ def test_a_node_of_two_operators_is_shared_out_as_predicted_and_one_that_nothing
     assert lost_s is None and first_s is not None and second_s is not None
     assert first_s + second_s == pytest.approx(3)
     assert first_s / second_s == pytest.approx(operators[0].price.latency_s / operators[1].price.latency_s)
+
+
+@dataclass(frozen=True)
+class Cramped(Here):
+    """This process, in which a model is not to be had twice."""
+
+    def node_times(self, *_: object) -> tuple[float, dict[str, float]]:
+        raise MemoryError("std::bad_alloc")
+
+
+def test_where_its_nodes_cannot_be_timed_a_model_is_checked_in_total(model: Path, measured: Profile) -> None:
+    checked = check_model(model, CostModel(measured), seconds=0.1, passes=1, runtime=Cramped())
+    assert checked.measured_s > 0 and set(checked.operators_s) == {None}
+    assert any(text.startswith("what each operator took is not known: timing its nodes") for text in checked.warnings)
+    assert {operator["measured_s"] for operator in checked.document()["operators"]} == {None}
 
 
 def test_the_interval_is_held_against_the_measurement(model: Path, measured: Profile) -> None:
