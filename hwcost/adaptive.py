@@ -1,15 +1,13 @@
 """Which operators to measure next: those of the families that predictors know least.
 
-A family of the prior may hold several kinds of kernel, each with a predictor or, by the way it computes, with
-coefficients of its own. Half of a sample's first batches are of kinds that have not three rows yet, whatever their
-family's share: of one or two rows nothing follows for other sizes. The rest are the families' shares; once it holds
-them all, each batch is dealt by share times error: the error that a quick predictor makes on operators of the family
-that it was not fitted on, near-identical ones held out together. It follows from the first timing of every row alone,
-and from the seed, so it can be decided again.
+A sample begins with the families' shares. Once it holds them all, each batch is dealt by share times error: the error
+that a quick predictor makes on operators of the family that it was not fitted on, near-identical ones held out
+together. It follows from the first timing of every row alone, and from the seed, so it can be decided again.
 
-Of a family's next operators whichever is of a kind that has hardly any rows comes first, so that rare kinds have enough
-to be fitted on; and so does what moves as many bytes, beside the caches of the machine, as hardly any row of its kind,
-for what a byte costs changes there.
+A family of the prior may hold several kinds of kernel, each with a predictor or, by the way it computes, with
+coefficients of its own. Whichever of these has hardly any rows comes first, so that rare kinds have enough to be fitted
+on; and so does what moves as many bytes, beside the second cache of the machine, as hardly any row of its kind, for
+what a byte costs changes there.
 """
 
 import math
@@ -27,7 +25,7 @@ from hwcost.errors import FitError
 from hwcost.features import WAYS, family, feature_matrix, way_of
 from hwcost.fit import grouped_folds
 from hwcost.hardware import WHOLLY_HELD, WHOLLY_SPILLED, Hardware
-from hwcost.ops import Gemm, Operator, Precision, bytes_moved
+from hwcost.ops import Operator, Precision, bytes_moved
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams
@@ -41,16 +39,16 @@ _PRIOR_ROWS: Final = 10
 """Rows of the overall error that every family's error starts from."""
 _WORST: Final = math.log(2.0)
 _ENOUGH: Final = [16 if way.removeprefix("algorithm_") in ALGORITHMS else 6 for way in ("", *WAYS)]
-_ENOUGH_ALIKE: Final = (2, 2, 2, 0, 1)
+_ENOUGH_ALIKE: Final = 2
 """Rows from which on a kind of kernel is drawn as often as the prior has it: in all by its way, more where a dozen
-loops have costs of their own, and those that move as many bytes, by how many of `_reaches` these are beyond."""
-_EVERY: Final = 3
-"""Rows that every kind has before a sample is dealt by the families' shares alone."""
+loops have costs of their own, and those that move as many bytes."""
+_REACHES: Final = (WHOLLY_HELD, WHOLLY_SPILLED, 2 * WHOLLY_SPILLED)
+"""What moves between so many times the second cache is alike; nothing is rare beyond the last, where timing is dear."""
 _AHEAD: Final = 100
 """Among so many next operators of a family at least those of rare kinds are looked for."""
 
-_Kind = tuple[str, Precision, int, bool]
-"""Family, precision, way of computing as `way_of` tells it, and whether it is a product of one row."""
+_Kind = tuple[str, Precision, int]
+"""Family, precision, and way of computing as `way_of` tells it."""
 _Drawn = tuple[tuple[Request, ...], tuple[tuple[_Kind, int], ...]]
 
 
@@ -70,23 +68,19 @@ class AdaptiveSample:
         self._errors: NDArray[np.float64] = np.zeros(0)
 
     def choose(self, size: int, rows: Sequence[tuple[Request, float]]) -> dict[str, int]:
-        """How many operators of which family come next, `size` in all, given the latencies so far in seconds: half of
-        them of kinds that lack rows, while there are such."""
+        """How many operators of which family come next, `size` in all, given the latencies so far in seconds."""
         errors = held_out_errors(rows, self._seed, self._hardware)
         self._errors = np.array(list(errors.values()))
-        lacking = self._lacking([request for request, _ in rows])
-        first = Counter(_dealt(min(-(-size // 2), sum(lacking.values())), lacking, {}))
-        rest, dealt = size - first.total(), self._dealt + first
         shares = {name: float(share) for name, (share, _) in FAMILIES.items()}
-        if dealt.total() < sum(shares.values()):
-            return dict(first + Counter(_dealt(rest, shares, dealt)))
+        if self._dealt.total() < sum(shares.values()):
+            return _dealt(size, shares, self._dealt)
         overall = float(self._errors.mean()) if len(self._errors) else 1.0
         found: defaultdict[str, list[float]] = defaultdict(lambda: [overall] * _PRIOR_ROWS)
         for request, error in errors.items():
             if request in self._family:
                 found[self._family[request]].append(error)
         weights = {name: share * float(np.mean(found[name])) for name, share in shares.items()}
-        return dict(first + Counter(_dealt(rest, weights, {})))
+        return _dealt(size, weights, {})
 
     def draw(self, families: Mapping[str, int]) -> tuple[Request, ...]:
         """What is measured of the next operators of these families; fewer where a family has no more."""
@@ -99,37 +93,18 @@ class AdaptiveSample:
                 requests += found
         return tuple(requests)
 
-    def _ahead(self, name: str) -> list[_Drawn]:
-        """The next operators of a family, as many as are looked at; none at its end."""
+    def _drawn(self, name: str) -> tuple[Request, ...]:
+        """What is measured of the next operator of a family, one of a rare kind before others; nothing at its end."""
         ahead = self._next[name]
         if len(ahead) < _AHEAD:
             ahead += self._described(list(islice(self._streams.get(name, ()), _AHEAD)))
-        return ahead
-
-    def _lacking(self, measured: Sequence[Request]) -> dict[str, int]:
-        """How many of its next operators a family lacks for a few rows of every kind; all that it lacks are above 0."""
-        known = Counter(kind for _, kinds in self._described_requests([measured]) for kind, _ in kinds)
-        found = {}
-        for name in FAMILIES:
-            wanted: Counter[tuple[str, int, bool]] = Counter()
-            for _, kinds in self._ahead(name):
-                for kind, _ in kinds:
-                    alike, have = (kind[0], *kind[2:]), max(known[kind], self._rows[kind])
-                    wanted[alike] = max(wanted[alike], _EVERY - have)
-            if more := wanted.total():
-                found[name] = more
-        return found
-
-    def _drawn(self, name: str) -> tuple[Request, ...]:
-        """What is measured of the next operator of a family, one of a rare kind before others; nothing at its end."""
-        ahead = self._ahead(name)
         if not ahead:
             return ()
 
         def held(drawn: _Drawn) -> float:
             _, kinds = drawn
-            rows = (self._rows[kind] / _ENOUGH[kind[2]] for kind, _ in kinds)
-            alike = (self._alike[one] / enough for one in kinds if (enough := _ENOUGH_ALIKE[one[1]]))
+            rows = (self._rows[kind] / _ENOUGH[kind[-1]] for kind, _ in kinds)
+            alike = (self._alike[one] / _ENOUGH_ALIKE for one in kinds if one[1] < len(_REACHES))
             return float(min([1.0, *rows, *alike]))
 
         found, kinds = ahead.pop(min(range(len(ahead)), key=lambda place: held(ahead[place])))
@@ -138,19 +113,15 @@ class AdaptiveSample:
         return found
 
     def _described(self, operators: Sequence[Operator]) -> list[_Drawn]:
-        """What is measured of operators, and of each the kind and how many of `_reaches` its bytes are beyond."""
-        return self._described_requests([self._requests_of(op) for op in operators])
+        """What is measured of operators, and of each the kind and how many of `_REACHES` its bytes are beyond."""
+        requests, hardware = [self._requests_of(op) for op in operators], self._hardware or Hardware()
+        ways = iter(way_of(feature_matrix(chain(*requests), hardware)).tolist())
 
-    def _described_requests(self, requests: Sequence[Sequence[Request]]) -> list[_Drawn]:
-        hardware = self._hardware or Hardware()
-        ways, reaches = iter(way_of(feature_matrix(chain(*requests), hardware)).tolist()), _reaches(hardware)
-
-        def described(op: Operator, precision: Precision) -> tuple[_Kind, int]:
+        def kind(op: Operator, precision: Precision) -> tuple[_Kind, int]:
             moved = bytes_moved(op, precision)
-            kind = family(op), precision, next(ways), isinstance(op, Gemm) and op.m == 1
-            return kind, sum(moved > reach for reach in reaches)
+            return (family(op), precision, next(ways)), sum(moved > times * hardware.l2 for times in _REACHES)
 
-        return [(tuple(found), tuple(described(op, precision) for op, precision in found)) for found in requests]
+        return [(found, tuple(kind(op, precision) for op, precision in found)) for found in requests]
 
     def state(self) -> str:
         """The error of the quick predictor on what it had not seen, in words; nothing before the first."""
@@ -159,12 +130,6 @@ class AdaptiveSample:
         relative = np.expm1(self._errors)
         median, within = 100 * float(np.median(relative)), 100 * float(np.mean(relative <= 0.1))
         return f", held-out error {median:.1f} %, {within:.0f} % within 10 %"
-
-
-def _reaches(hardware: Hardware) -> tuple[float, ...]:
-    """What moves between so many bytes is alike: beside the second cache, and beyond the last."""
-    second = [times * hardware.l2 for times in (WHOLLY_HELD, WHOLLY_SPILLED, 2 * WHOLLY_SPILLED)]
-    return *second, max(second[-1], hardware.l3)
 
 
 def _dealt(size: int, weights: Mapping[str, float], held: Mapping[str, int]) -> dict[str, int]:

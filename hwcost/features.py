@@ -7,7 +7,7 @@ and calls a kernel takes. Sizes are natural logarithms, since latency spans five
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -215,8 +215,7 @@ def _loops(op: Node) -> str:
     if op.op_type in ("Resize", "Upsample"):
         shape = reads[0].shape
         last = len(shape) > 2 and shape[-1] == out[-1] and shape[1] != out[1]
-        settings = {"mode": "nearest"} | json.loads(op.attributes)
-        return str(settings["mode"]) + (".last" if last else ".twice" if _doubles(op, settings) else "")
+        return str(json.loads(op.attributes).get("mode", "nearest")) + (".last" if last else "")
     if op.op_type == "Pow" and len(reads) > 1:
         return f"to_{reads[1].values}" if reads[1].values in ("2", "3") else ""  # others all go through pow()
     if op.op_type == "Attention":
@@ -238,15 +237,6 @@ def _loops(op: Node) -> str:
             return "same"
         return "channels" if other[-1] == 1 else "rows"
     return ""
-
-
-def _doubles(op: Node, settings: Mapping[str, Any]) -> bool:
-    """Whether a resize repeats every pixel twice each way, which has a loop of its own (`UpsampleNearest2x`)."""
-    shape, out = op.reads[0].shape, op.writes[0].shape
-    if len(shape) != 4 or out != (*shape[:2], 2 * shape[2], 2 * shape[3]) or settings["mode"] != "nearest":
-        return False
-    floors = (settings.get("coordinate_transformation_mode"), settings.get("nearest_mode")) == ("asymmetric", "floor")
-    return floors or op.op_type == "Upsample" or op.version < 11
 
 
 def hardware_of(machine: Machine, int8_form: Int8Form) -> Hardware:

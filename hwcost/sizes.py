@@ -17,7 +17,6 @@ ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeat
 """How data moves. A transpose: as a copy, with one axis of elements moved in or out, in blocks, or by indices
 (onnxruntime's SingleAxisTranspose and its fall-back). A node with a smaller input, or a reduction: in spans that lie
 together, or with one value for a whole span; `other`: in a mode of its own (interpolation, most powers)."""
-_REPEATING = tuple(1 + ROUTES.index(name) for name in ("spans", "repeats"))
 
 _BLOCK = 16  # channels of a block, of the wider vectors
 _COSTLY = ("sigmoid", "tanh")
@@ -271,7 +270,7 @@ def _node_sizes(op: Node) -> dict[str, int]:
     own |= {
         "run": run or inside,
         "route": route,
-        "repeated": route in _REPEATING and not op.op_type.startswith("Reduce"),
+        "repeated": route == ROUTES.index("spans") + 1 and not op.op_type.startswith("Reduce"),
         "costly": op.op_type in _COSTLY_NODES,
         "tensors": len(streams) + len(op.writes),
         "smallest": min(others, default=1),
@@ -377,8 +376,6 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
         if axes and axes[-1] < len(read) - 1:
             return math.prod(read[axes[-1] + 1 :]), 7
         return math.prod(read) // max(math.prod(written), 1), 6
-    if op.op_type == "BatchNormalization" and len(read) > 2:
-        return math.prod(read[2:]), 7
     if op.op_type in _COPYING:
         return _alike(read, written, partial=True), 0
     if op.op_type == "Pow":

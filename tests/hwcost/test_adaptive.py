@@ -32,35 +32,22 @@ def _timed(requests: tuple[Request, ...], noise: float = 0.02, wild: str = "") -
     ]
 
 
-def test_half_of_a_sample_is_a_few_rows_of_every_kind_first_and_the_rest_the_shares() -> None:
-    sample, none = _sample(), AdaptiveSample(0, lambda op: ())
-    rows, whole = Counter[tuple[str, str]](), sum(SHARES.values())
-    usual: Counter[str] = Counter()
-    while usual.total() < whole - 200:
-        batch, usual_batch = sample.choose(200, []), none.choose(200, [])
-        assert sum(batch.values()) == sum(usual_batch.values()) == 200
-        usual.update(usual_batch)
-        rows.update((family(op), str(precision)) for op, precision in sample.draw(batch))
-        none.draw(usual_batch)
-    # What has nothing to be measured has no kinds: it holds the shares from the beginning.
-    assert max(abs(usual[name] - usual.total() * share / whole) for name, share in SHARES.items()) < 4
-    kinds = {(family(op), str(at)) for stream in family_streams(7).values() for one in islice(stream, 8)
-             for op, at in sampled_requests(one, "u8u8")}  # fmt: skip
-    assert len(kinds) > 150
-    assert sum(rows[kind] >= 3 for kind in kinds) > 0.98 * len(kinds) and all(rows[kind] for kind in kinds)
-
-
-def test_kinds_that_a_measurement_has_already_do_not_come_first() -> None:
-    requests = _sample(3).draw(dict.fromkeys(SHARES, 24))
-    assert sum(_sample()._lacking(list(requests)).values()) < 0.2 * sum(_sample()._lacking([]).values())
+def test_a_sample_begins_with_the_shares() -> None:
+    sample = _sample()
+    drawn: dict[str, int] = {}
+    for size in (30, 200, 500):
+        batch = sample.choose(size, [])
+        assert sum(batch.values()) == size
+        sample.draw(batch)
+        drawn = {name: drawn.get(name, 0) + batch.get(name, 0) for name in SHARES}
+    total = sum(SHARES.values())
+    # Rounded three times, by highest averages, which may leave a quota.
+    assert max(abs(drawn[name] - 730 * share / total) for name, share in SHARES.items()) < 2
 
 
 def test_once_it_holds_the_shares_it_grows_where_predictors_fail() -> None:
     sample = _sample()
-    drawn = sample.draw(SHARES)
-    while sample._lacking([]):
-        drawn += sample.draw(sample.choose(100, []))
-    requests = tuple(one for one in drawn if one[0].kind in ("pool", "gemm", "elementwise"))
+    requests = tuple(one for one in sample.draw(SHARES) if one[0].kind in ("pool", "gemm", "elementwise"))
     batches = [sample.choose(400, _timed(requests, wild=wild)) for wild in ("pool", "gemm")]
     pools, products = ("max", "average"), ("product of one row", "product of more rows")
     assert all(batches[0][name] > 2 * batches[1].get(name, 0) for name in pools)
@@ -81,8 +68,8 @@ def test_the_same_batches_draw_the_same_operators_in_any_order_of_decision() -> 
 
 def test_kinds_of_kernel_that_the_prior_seldom_draws_have_rows_enough_to_be_fitted_on() -> None:
     for seed in range(5):
-        rows = Counter((family(op), precision) for op, precision in _sample(seed).draw({"Resize": 56}))
-        assert len(rows) == 11  # nearest, twice or not, linear and cubic; channels first or last; bytes or floats
+        rows = Counter((family(op), precision) for op, precision in _sample(seed).draw({"Resize": 44}))
+        assert len(rows) == 9  # nearest, linear and cubic; channels first or last; bytes or floats
         assert min(rows.values()) >= 2 and sorted(rows.values())[1] >= 4
         assert max(rows.values()) <= 7
 
@@ -105,14 +92,6 @@ def test_small_and_large_ones_of_a_kind_have_rows_beside_the_second_cache_of_the
             moved = [bytes_moved(op, FLOAT) / cache for op, _ in sample.draw({"relu": 12})]
             found.append((sum(1 / 3 < one <= 5 / 3 for one in moved), sum(5 / 3 < one <= 10 / 3 for one in moved)))
     assert min(min(counts) for counts in many) >= 2 > min(min(counts) for counts in few)
-
-
-def test_a_kind_has_a_row_that_the_last_cache_does_not_hold() -> None:
-    for seed in range(3):
-        sample = AdaptiveSample(seed, lambda op: ((op, FLOAT),), Hardware(l3=8 * 1024**2))
-        for name in ("relu", "max", "Mul with broadcast", "concatenation"):
-            moved = [bytes_moved(op, FLOAT) for op, _ in sample.draw({name: 12})]
-            assert max(moved) > 8 * 1024**2
 
 
 def test_a_family_that_has_no_more_ends_quietly() -> None:
