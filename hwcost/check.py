@@ -201,14 +201,15 @@ def predict_model(
             f"every operator of a model needs a price on {cost_model.device}, got none for {len(uncovered)} of {path}: "
             f"{listed}; {remedy}, or leave them out knowingly with --allow-uncovered"
         )
-    priced = [index for index in range(len(found.layers)) if index not in lost]
+    placed = enumerate(zip(found.layers, found.places, strict=True))
+    priced = [(layer, place) for index, (layer, place) in placed if index not in lost]
     if not priced:
         raise ModelError(f"a prediction needs one operator that has a price, {path} has none: profile more operators")
-    total = cost_model.price_all([found.layers[index][1:] for index in priced])
-    operators = []
-    for index, price in zip(priced, total.prices, strict=True):
-        name, op, precision = found.layers[index]
-        operators.append(PricedOperator(name, found.places[index], op, precision, price))
+    total = cost_model.price_all([(op, precision) for (_, op, precision), _ in priced])
+    operators = tuple(
+        PricedOperator(name, place, op, precision, price)
+        for ((name, op, precision), place), price in zip(priced, total.prices, strict=True)
+    )
     elements = found.uncovered_elements + sum(_elements(op) for op, _ in lost.values())
     share = min(elements / max(found.elements, 1), 1.0)
     return Prediction(
@@ -216,7 +217,7 @@ def predict_model(
         cost_model.device,
         _bits(found),
         total,
-        tuple(operators),
+        operators,
         tuple(uncovered),
         share,
         _differences(cost_model.profile, here),
@@ -299,9 +300,8 @@ def check_model(
     nodes_s: Mapping[int, float] = {}
     try:
         nodes_s = time_nodes(
-            path,
+            file,
             feeds,
-            shapes=shapes,
             threads=machine.threads,
             seconds=_FOR_NODES * seconds,
             overhead_s=cost_model.profile.run_overhead_s,

@@ -176,10 +176,9 @@ def read_model(
 
 
 def time_nodes(
-    path: Path,
+    file: ModelFile,
     feeds: Feeds,
     *,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
     threads: int = 1,
     seconds: float = 1.0,
     overhead_s: float = 0.0,
@@ -192,7 +191,7 @@ def time_nodes(
     off each that all of them make a run without a profile, less its `overhead_s`. Raises `ModelError` where the runtime
     refuses the model.
     """
-    file, runtime = load_model(path, shapes), runtime or Here()
+    runtime = runtime or Here()
     with tempfile.TemporaryDirectory(prefix="hwcost-") as name:
         optimised = _optimise(file, "executed", Path(name), runtime)
         named = _fit_to_run(optimised, feeds)
