@@ -1,13 +1,15 @@
 """Which operators to measure next: those of the families that predictors know least.
 
-A sample begins with the families' shares. Once it holds them all, each batch is dealt by share times error: the error
-that a quick predictor makes on operators of the family that it was not fitted on, near-identical ones held out
-together. It follows from the first timing of every row alone, and from the seed, so it can be decided again.
-
 A family of the prior may hold several kinds of kernel, each with a predictor or, by the way it computes, with
-coefficients of its own. Whichever of these has hardly any rows comes first, so that rare kinds have enough to be fitted
-on; and so does what moves as many bytes, beside the second cache of the machine, as hardly any row of its kind, for
-what a byte costs changes there.
+coefficients of its own. A sample begins with a few rows of every kind, whatever its family's share: of one or two rows
+nothing follows for other sizes. Then come the families' shares; once it holds them all, each batch is dealt by share
+times error: the error that a quick predictor makes on operators of the family that it was not fitted on, near-identical
+ones held out together. It follows from the first timing of every row alone, and from the seed, so it can be decided
+again.
+
+Of a family's next operators whichever is of a kind that has hardly any rows comes first, so that rare kinds have enough
+to be fitted on; and so does what moves as many bytes, beside the caches of the machine, as hardly any row of its kind,
+for what a byte costs changes there.
 """
 
 import math
@@ -25,7 +27,7 @@ from hwcost.errors import FitError
 from hwcost.features import WAYS, family, feature_matrix, way_of
 from hwcost.fit import grouped_folds
 from hwcost.hardware import WHOLLY_HELD, WHOLLY_SPILLED, Hardware
-from hwcost.ops import Operator, Precision, bytes_moved
+from hwcost.ops import Gemm, Operator, Precision, bytes_moved
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams
@@ -38,18 +40,24 @@ _FOLDS: Final = 4
 _PRIOR_ROWS: Final = 10
 """Rows of the overall error that every family's error starts from."""
 _WORST: Final = math.log(2.0)
-_ENOUGH: Final = [16 if way.removeprefix("algorithm_") in ALGORITHMS else 6 for way in ("", *WAYS)]
-_ENOUGH_ALIKE: Final = 2
+_MANY_LOOPS: Final = {place + 1 for place, way in enumerate(WAYS) if way.removeprefix("algorithm_") in ALGORITHMS}
+_ENOUGH, _ENOUGH_OF_LOOPS = 6, 16
+_ENOUGH_ALIKE: Final = (2, 2, 2, 0, 1)
 """Rows from which on a kind of kernel is drawn as often as the prior has it: in all by its way, more where a dozen
-loops have costs of their own, and those that move as many bytes."""
+loops have costs of their own, and those that move as many bytes, by how many of `_reaches` these are beyond."""
+_FIRST_BYTES: Final = (1 / 4, 4, 1 / 64)
+"""What the rows of every kind with which a sample begins move, over the second cache, as near as there are: one of a
+size that is common, one that tells what a byte costs beyond it, one that tells what a call costs."""
 _REACHES: Final = (WHOLLY_HELD, WHOLLY_SPILLED, 2 * WHOLLY_SPILLED)
-"""What moves between so many times the second cache is alike; nothing is rare beyond the last, where timing is dear."""
+"""What moves between so many times the second cache is alike, and what moves more than the last one."""
+_LEAST: Final = 1e-6
 _AHEAD: Final = 100
 """Among so many next operators of a family at least those of rare kinds are looked for."""
 
-_Kind = tuple[str, Precision, int]
-"""Family, precision, and way of computing as `way_of` tells it."""
-_Drawn = tuple[tuple[Request, ...], tuple[tuple[_Kind, int], ...]]
+_Kind = tuple[str, Precision, int, bool]
+"""Family, precision, way of computing as `way_of` tells it, and whether it is a product of one row."""
+_Drawn = tuple[tuple[Request, ...], tuple[tuple[_Kind, float], ...]]
+"""What is measured of an operator, and of each of these the kind and the bytes that it moves, over the second cache."""
 
 
 class AdaptiveSample:
@@ -58,7 +66,8 @@ class AdaptiveSample:
     def __init__(
         self, seed: int, requests_of: Callable[[Operator], tuple[Request, ...]], hardware: Hardware | None = None
     ) -> None:
-        self._seed, self._requests_of, self._hardware = seed, requests_of, hardware
+        self._seed, self._requests_of, self._hardware = seed, requests_of, hardware or Hardware()
+        self._last = self._hardware.l3 / self._hardware.l2
         self._streams = family_streams(seed)
         self._next: defaultdict[str, list[_Drawn]] = defaultdict(list)
         self._rows: Counter[_Kind] = Counter()
@@ -71,6 +80,8 @@ class AdaptiveSample:
         """How many operators of which family come next, `size` in all, given the latencies so far in seconds."""
         errors = held_out_errors(rows, self._seed, self._hardware)
         self._errors = np.array(list(errors.values()))
+        if lacking := self._lacking([request for request, _ in rows]):
+            return _dealt(min(size, sum(lacking.values())), lacking, {})
         shares = {name: float(share) for name, (share, _) in FAMILIES.items()}
         if self._dealt.total() < sum(shares.values()):
             return _dealt(size, shares, self._dealt)
@@ -93,35 +104,64 @@ class AdaptiveSample:
                 requests += found
         return tuple(requests)
 
-    def _drawn(self, name: str) -> tuple[Request, ...]:
-        """What is measured of the next operator of a family, one of a rare kind before others; nothing at its end."""
+    def _ahead(self, name: str) -> list[_Drawn]:
+        """The next operators of a family, as many as are looked at; none at its end."""
         ahead = self._next[name]
         if len(ahead) < _AHEAD:
-            ahead += self._described(list(islice(self._streams.get(name, ()), _AHEAD)))
+            ahead += self._described([self._requests_of(op) for op in islice(self._streams.get(name, ()), _AHEAD)])
+        return ahead
+
+    def _lacking(self, measured: Sequence[Request]) -> dict[str, int]:
+        """How many of its next operators a family lacks for a few rows of every kind; all that it lacks are above 0."""
+        known = Counter(kind for _, kinds in self._described([measured]) for kind, _ in kinds)
+        found = {}
+        for name in FAMILIES:
+            wanted: Counter[tuple[str, int, bool]] = Counter()
+            for _, kinds in self._ahead(name):
+                for kind, _ in kinds:
+                    alike, have = (kind[0], *kind[2:]), max(known[kind], self._rows[kind])
+                    wanted[alike] = max(wanted[alike], len(_FIRST_BYTES) - have)
+            if more := wanted.total():
+                found[name] = more
+        return found
+
+    def _drawn(self, name: str) -> tuple[Request, ...]:
+        """What is measured of the next operator of a family, one of a rare kind before others; nothing at its end."""
+        ahead = self._ahead(name)
         if not ahead:
             return ()
 
-        def held(drawn: _Drawn) -> float:
-            _, kinds = drawn
-            rows = (self._rows[kind] / _ENOUGH[kind[-1]] for kind, _ in kinds)
-            alike = (self._alike[one] / _ENOUGH_ALIKE for one in kinds if one[1] < len(_REACHES))
-            return float(min([1.0, *rows, *alike]))
-
-        found, kinds = ahead.pop(min(range(len(ahead)), key=lambda place: held(ahead[place])))
+        place = min(range(len(ahead)), key=lambda place: self._held(ahead[place]))
+        found, kinds = ahead.pop(place)
         self._rows.update(kind for kind, _ in kinds)
-        self._alike.update(kinds)
+        self._alike.update((kind, self._reach(moved)) for kind, moved in kinds)
         return found
 
-    def _described(self, operators: Sequence[Operator]) -> list[_Drawn]:
-        """What is measured of operators, and of each the kind and how many of `_REACHES` its bytes are beyond."""
-        requests, hardware = [self._requests_of(op) for op in operators], self._hardware or Hardware()
-        ways = iter(way_of(feature_matrix(chain(*requests), hardware)).tolist())
+    def _held(self, drawn: _Drawn) -> tuple[float, float]:
+        """How well the kinds of an operator are known, and how far it is from the size that is asked for: 0 once there
+        are a few rows of each."""
+        _, kinds = drawn
+        fewest, moved = min(((self._rows[kind], moved) for kind, moved in kinds), default=(len(_FIRST_BYTES), 0.0))
+        if fewest < len(_FIRST_BYTES):
+            return fewest - len(_FIRST_BYTES), abs(math.log(max(moved, _LEAST) / _FIRST_BYTES[fewest]))
+        rows = (self._rows[kind] / _enough(kind) for kind, _ in kinds)
+        near = ((kind, self._reach(moved)) for kind, moved in kinds)
+        alike = (self._alike[one] / enough for one in near if (enough := _ENOUGH_ALIKE[one[1]]))
+        return float(min([1.0, *rows, *alike])), 0.0
 
-        def kind(op: Operator, precision: Precision) -> tuple[_Kind, int]:
-            moved = bytes_moved(op, precision)
-            return (family(op), precision, next(ways)), sum(moved > times * hardware.l2 for times in _REACHES)
+    def _reach(self, moved: float) -> int:
+        """How many bounds of what is alike these bytes, over the second cache, are beyond."""
+        return sum(moved > bound for bound in (*_REACHES, max(_REACHES[-1], self._last)))
 
-        return [(found, tuple(kind(op, precision) for op, precision in found)) for found in requests]
+    def _described(self, requests: Sequence[Sequence[Request]]) -> list[_Drawn]:
+        ways = iter(way_of(feature_matrix(chain(*requests), self._hardware)).tolist())
+
+        def described(op: Operator, precision: Precision) -> tuple[_Kind, float]:
+            of_one_row = isinstance(op, Gemm) and op.m == 1 and not _narrow(precision)
+            kind = family(op), precision, next(ways), of_one_row
+            return kind, bytes_moved(op, precision) / self._hardware.l2
+
+        return [(tuple(found), tuple(described(op, precision) for op, precision in found)) for found in requests]
 
     def state(self) -> str:
         """The error of the quick predictor on what it had not seen, in words; nothing before the first."""
@@ -130,6 +170,16 @@ class AdaptiveSample:
         relative = np.expm1(self._errors)
         median, within = 100 * float(np.median(relative)), 100 * float(np.mean(relative <= 0.1))
         return f", held-out error {median:.1f} %, {within:.0f} % within 10 %"
+
+
+def _narrow(precision: Precision) -> bool:
+    """Whether weights have fewer bits than what they are multiplied with: dear to time, and rare in networks."""
+    return precision.weight_bits < precision.activation_bits
+
+
+def _enough(kind: _Kind) -> int:
+    _, precision, way, _ = kind
+    return _ENOUGH_OF_LOOPS if way in _MANY_LOOPS and not _narrow(precision) else _ENOUGH
 
 
 def _dealt(size: int, weights: Mapping[str, float], held: Mapping[str, int]) -> dict[str, int]:

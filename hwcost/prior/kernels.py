@@ -24,6 +24,7 @@ from hwcost.prior.draws import (
     Shape,
     channels_last,
     draw_map,
+    draw_planes,
     draw_sides,
     draw_tokens,
     draw_width,
@@ -35,7 +36,7 @@ def _convolution(
     rng: np.random.Generator, taken: int, made: int, kernel: tuple[int, int], stride: int, groups: int = 1
 ) -> Conv:
     """With a plane that its kernel fits into, padded as networks pad it: to keep the size, or not at all."""
-    height, width = draw_sides(rng)
+    height, width = draw_planes(rng)
     dilation = pick(rng, (2, 4)) if max(kernel) > 1 and stride == 1 and rng.random() < 0.04 else 1
     pads = [dilation * (size - 1) // 2 for size in kernel]
     if rng.random() < 0.1 and min(height, width) >= max(kernel) * dilation:

@@ -32,22 +32,37 @@ def _timed(requests: tuple[Request, ...], noise: float = 0.02, wild: str = "") -
     ]
 
 
-def test_a_sample_begins_with_the_shares() -> None:
-    sample = _sample()
-    drawn: dict[str, int] = {}
-    for size in (30, 200, 500):
-        batch = sample.choose(size, [])
-        assert sum(batch.values()) == size
-        sample.draw(batch)
-        drawn = {name: drawn.get(name, 0) + batch.get(name, 0) for name in SHARES}
-    total = sum(SHARES.values())
-    # Rounded three times, by highest averages, which may leave a quota.
-    assert max(abs(drawn[name] - 730 * share / total) for name, share in SHARES.items()) < 2
+def test_a_sample_begins_with_a_few_rows_of_every_kind_and_then_has_the_shares() -> None:
+    sample, none = _sample(), AdaptiveSample(0, lambda op: ())
+    drawn, rows, whole = Counter[str](), Counter[tuple[str, str]](), sum(SHARES.values())
+    usual: Counter[str] = Counter()
+    while usual.total() < whole - 200:
+        batch, usual_batch = sample.choose(200, []), none.choose(200, [])
+        assert 0 < sum(batch.values()) <= sum(usual_batch.values()) == 200
+        drawn.update(batch), usual.update(usual_batch)
+        rows.update((family(op), str(precision)) for op, precision in sample.draw(batch))
+        none.draw(usual_batch)
+        if drawn.total() > 1400:
+            break
+    # What has nothing to be measured has no kinds: it holds the shares from the beginning.
+    assert max(abs(usual[name] - usual.total() * share / whole) for name, share in SHARES.items()) < 4
+    kinds = {(family(op), str(at)) for stream in family_streams(7).values() for one in islice(stream, 8)
+             for op, at in sampled_requests(one, "u8u8")}  # fmt: skip
+    assert len(kinds) > 150
+    assert sum(rows[kind] >= 3 for kind in kinds) > 0.98 * len(kinds) and all(rows[kind] for kind in kinds)
+
+
+def test_kinds_that_a_measurement_has_already_do_not_come_first() -> None:
+    requests = _sample(3).draw(dict.fromkeys(SHARES, 24))
+    assert sum(_sample()._lacking(list(requests)).values()) < 0.2 * sum(_sample()._lacking([]).values())
 
 
 def test_once_it_holds_the_shares_it_grows_where_predictors_fail() -> None:
     sample = _sample()
-    requests = tuple(one for one in sample.draw(SHARES) if one[0].kind in ("pool", "gemm", "elementwise"))
+    drawn = sample.draw(SHARES)
+    while sample._lacking([]):
+        drawn += sample.draw(sample.choose(100, []))
+    requests = tuple(one for one in drawn if one[0].kind in ("pool", "gemm", "elementwise"))
     batches = [sample.choose(400, _timed(requests, wild=wild)) for wild in ("pool", "gemm")]
     pools, products = ("max", "average"), ("product of one row", "product of more rows")
     assert all(batches[0][name] > 2 * batches[1].get(name, 0) for name in pools)
@@ -68,9 +83,11 @@ def test_the_same_batches_draw_the_same_operators_in_any_order_of_decision() -> 
 
 def test_kinds_of_kernel_that_the_prior_seldom_draws_have_rows_enough_to_be_fitted_on() -> None:
     for seed in range(5):
-        rows = Counter((family(op), precision) for op, precision in _sample(seed).draw({"Resize": 44}))
-        assert len(rows) == 9  # nearest, linear and cubic; channels first or last; bytes or floats
-        assert min(rows.values()) >= 2 and sorted(rows.values())[1] >= 4
+        requests = _sample(seed).draw({"Resize": 56})
+        ways = way_of(feature_matrix(requests)).tolist()
+        rows = Counter((family(op), precision, way) for (op, precision), way in zip(requests, ways, strict=True))
+        assert len(rows) == 11  # nearest, twice or not, linear and cubic; channels first or last; bytes or floats
+        assert min(rows.values()) >= 3
         assert max(rows.values()) <= 7
 
 
@@ -92,6 +109,23 @@ def test_small_and_large_ones_of_a_kind_have_rows_beside_the_second_cache_of_the
             moved = [bytes_moved(op, FLOAT) / cache for op, _ in sample.draw({"relu": 12})]
             found.append((sum(1 / 3 < one <= 5 / 3 for one in moved), sum(5 / 3 < one <= 10 / 3 for one in moved)))
     assert min(min(counts) for counts in many) >= 2 > min(min(counts) for counts in few)
+
+
+def test_the_first_rows_of_a_kind_are_of_a_common_size_one_beyond_the_second_cache_and_a_small_one() -> None:
+    cache = 2 * 1024**2
+    for seed in range(3):
+        sample = AdaptiveSample(seed, lambda op: ((op, FLOAT),), Hardware(l2=cache))
+        for name in ("relu", "sigmoid", "batch norm", "Pad", "Sum"):
+            common, large, small = (bytes_moved(op, FLOAT) / cache for op, _ in sample.draw({name: 3}))
+            assert 0.1 < common < 0.5 and 2 < large < 8 and 0.005 < small < 0.05
+
+
+def test_a_kind_has_a_row_that_the_last_cache_does_not_hold() -> None:
+    for seed in range(3):
+        sample = AdaptiveSample(seed, lambda op: ((op, FLOAT),), Hardware(l3=8 * 1024**2))
+        for name, count in (("relu", 12), ("max", 12), ("Mul with broadcast", 24), ("concatenation", 12)):
+            moved = [bytes_moved(op, FLOAT) for op, _ in sample.draw({name: count})]
+            assert max(moved) > 8 * 1024**2
 
 
 def test_a_family_that_has_no_more_ends_quietly() -> None:
