@@ -5,7 +5,7 @@ Taken from each operator once and remembered; everything that `hwcost.features` 
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -13,10 +13,12 @@ from typing import Any
 from hwcost.errors import InvalidOperatorError
 from hwcost.ops import BRANCHING, Boundary, Conv, Gemm, Node, Operator, Pool, TensorType
 
-ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeats", "other")
+ROUTES = ("copy", "inwards", "outwards", "blocks", "scattered", "spans", "repeats", "other", "doubles")
 """How data moves. A transpose: as a copy, with one axis of elements moved in or out, in blocks, or by indices
 (onnxruntime's SingleAxisTranspose and its fall-back). A node with a smaller input, or a reduction: in spans that lie
-together, or with one value for a whole span; `other`: in a mode of its own (interpolation, most powers)."""
+together, or with one value for a whole span; `other`: in a mode of its own (interpolation, most powers); `doubles`:
+every element of a plane twice each way, which resizing has a loop for."""
+_REPEATING = tuple(1 + ROUTES.index(name) for name in ("spans", "repeats"))
 
 _BLOCK = 16  # channels of a block, of the wider vectors
 _COSTLY = ("sigmoid", "tanh")
@@ -270,7 +272,7 @@ def _node_sizes(op: Node) -> dict[str, int]:
     own |= {
         "run": run or inside,
         "route": route,
-        "repeated": route == ROUTES.index("spans") + 1 and not op.op_type.startswith("Reduce"),
+        "repeated": route in _REPEATING and not op.op_type.startswith("Reduce"),
         "costly": op.op_type in _COSTLY_NODES,
         "tensors": len(streams) + len(op.writes),
         "smallest": min(others, default=1),
@@ -376,13 +378,17 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
         if axes and axes[-1] < len(read) - 1:
             return math.prod(read[axes[-1] + 1 :]), 7
         return math.prod(read) // max(math.prod(written), 1), 6
+    if op.op_type == "BatchNormalization" and len(read) > 2:
+        return math.prod(read[2:]), 7
     if op.op_type in _COPYING:
         return _alike(read, written, partial=True), 0
     if op.op_type == "Pow":
         return 0, 0 if any(tensor.values in ("2", "3", "2.0", "3.0") for tensor in op.reads) else 8
     if attributes.get("mode") in _INTERPOLATING:
         return 0, 8
-    if "axis" in attributes or "MatMul" in op.op_type or op.op_type == "Resize":
+    if op.op_type == "Resize" or (op.op_type == "Upsample" and not op.domain):
+        return 0, 9 if _doubles(op, read, written, attributes) else 0
+    if "axis" in attributes or "MatMul" in op.op_type:
         return 0, 0
     taken = operands(op)
     if op.op_type not in _BROADCASTING:  # a single number is a setting
@@ -393,6 +399,14 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
     if span < math.prod(written):
         return span, 6 if follows else 7
     return (span if op.op_type in _BROADCASTING else 0), 0
+
+
+def _doubles(op: Node, read: Sequence[int], written: Sequence[int], attributes: Mapping[str, Any]) -> bool:
+    """Whether a resize repeats every pixel of its planes twice each way: onnxruntime's `UpsampleNearest2x`."""
+    if len(read) != 4 or tuple(written) != (*read[:2], 2 * read[2], 2 * read[3]):
+        return False
+    ways = attributes.get("coordinate_transformation_mode"), attributes.get("nearest_mode")
+    return attributes.get("mode", "nearest") == "nearest" and (op.version < 11 or ways == ("asymmetric", "floor"))
 
 
 def operands(op: Node) -> tuple[TensorType, ...]:
