@@ -2,27 +2,30 @@
 
 A kernel timed alone, again and again, finds caches and branch predictors as it left them. Inside a network it does not,
 and what that costs depends on what it does: arithmetic in registers hardly notices, moving data does. So every role of
-kernels has a factor, close to 1, and every change from one kernel to another may cost more or less than rows hold. And
-a kernel timed alone finds its weights and tensors in a cache, which those of a large network push out: so weights and
-large tensors cost time by the byte, the more the larger what a call touches, its working set. What only moves or maps
-tensors finds them in the second cache when it is timed, and often not in a network, whatever that needs in all. All
-this is what makes the predictions of the measured networks right, by the median of their passes: a network is wanted as
-it usually runs. What the caches hold is nowhere to be read, and several sizes explain a profile's networks alike; so
-each counts by how right it makes those that were left out.
+kernels has a factor, close to 1, and every change from one kernel to another may cost more or less than rows hold.
+
+Weights are waited for as long as it takes from where they are: a cache, if one holds all that a network goes through
+until it comes back to them, or memory. How long a byte takes from where is measured, with one kernel in ever more
+copies (`hwcost.weights`). The copies that a row was timed with had to come from somewhere, too: that wait is taken off
+the row, and the network's is added. Large tensors cost time by the byte, the more the larger what a call touches, its
+working set. What only moves or maps tensors finds them in the second cache when it is timed, and often not in a
+network, whatever that needs in all. All this is what makes the predictions of the measured networks right, by the
+median of their passes: a network is wanted as it usually runs.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from hwcost.hardware import spilled
+from hwcost.hardware import TURNS, row_copies, spilled
 from hwcost.ops import Conv, Node, Operator, Precision, bytes_moved, weight_bytes
 from hwcost.predictors.base import conformal_width
+from hwcost.profiles import WeightStream
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
@@ -37,10 +40,9 @@ Role = Literal[
     "int8 data",
 ]
 """The same, with convolutions over all channels told from other products: those of one pixel and those of more."""
-Stream = Literal["weights used once", "weights used again", "tensors", "near tensors"]
-"""What a kernel reads or writes that caches may have lost: weights, by how often each is multiplied, since what waits
-for every byte of its weights does so when it is timed alone too, and as long for the second cache as for the last;
-tensors that the last cache loses; and those that the second one loses, of kernels that only move or map data."""
+Stream = Literal["tensors", "near tensors"]
+"""What a kernel reads or writes that caches may have lost: tensors that the last cache loses; and those that the second
+one loses, of kernels that only move or map data."""
 
 Layers = Iterable[tuple[Operator, Precision, int]]
 """Kernels at their realised precision, and how often one call executes each."""
@@ -51,94 +53,83 @@ ROLES: Final = get_args(Role)
 STREAMS: Final = get_args(Stream)
 _POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
 _SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
-_SPREADS: Final = np.array([0.05] * len(ROLES) + [5e-11, 5e-11, 2e-11, 2e-11] + [0.4])
-"""Standard deviations before anything is known: of a factor around 1, of seconds per byte around 0, and of seconds per
-kernel around 0, in shortest kernels."""
-_RATES: Final = slice(len(ROLES), len(ROLES) + len(STREAMS))
+_SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25] + [2e-11] * len(STREAMS) + [0.4])
+"""Standard deviations before anything is known: of a factor around 1, of what waits for weights count around 1, of
+seconds per byte around 0, and of seconds per kernel around 0, in shortest kernels."""
+_BOUNDS: Final = np.array([-np.inf] * len(ROLES) + [-1.0] + [0.0] * len(STREAMS) + [-np.inf]) / _SPREADS
+"""Neither a wait nor a byte ever saves time: the least that any of them may change by, in those deviations."""
+_KNOWN: Final = len(ROLES) + 1
+"""Sums that are seconds already: of the roles, and of the waits for weights."""
 _LEAST: Final = 0.25
 """Share of its own latency that a kernel costs inside a network at least."""
 _ERROR: Final = 0.03
 """Standard deviation of a network's error that remains."""
 _ROUNDS: Final = 20
-_OUTLIER: Final = 0.1
-_DOUBT: Final = 0.001
-"""A mean error of networks left out that is larger by so much says e times less for what caches may hold."""
-_LEAST_CREDIT: Final = 0.02
-_LOST: Final = 8
-"""A working set of so many times what the caches hold finds nothing of it there."""
 _TENSORS: Final = 2
 """A working set is all weights, and so many times the tensors that the kernel with the largest reads and writes."""
-_REUSE: Final = 8.0
-"""Multiplications per weight below which a kernel waits for its weights."""
 _AROUND: Final = 4
 """Until a place is used again, a network moves about so many times what the kernel does that uses it."""
 _SHORT_LIVED_BYTES: Final = 0.25 * 1024**2, 2 * 1024**2
 """Tensors of a kernel that are still near when the next one reads them, all and none."""
-_ALONE: Final = 2
-"""Of weights of so many times what the caches hold of a kernel that runs alone, its row contains that they wait; and a
-network whose working set is so large finds none of those that it uses once."""
+_HELD_TENSORS: Final = 2 * 1024**2, 16 * 1024**2
+"""The working sets that find all and nothing of their tensors again."""
 
 
-class Held(BaseModel):
-    """What caches hold all of, in bytes: the working set of a network that finds again there the weights that it uses
-    more than once, and what the last one leaves to a kernel that runs alone, or to a network for weights used once."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    together: PositiveFloat
-    alone: PositiveFloat
-
-
-HELD: Final = tuple(
-    Held(together=2**together * 1024**2, alone=2**alone * 1024**2) for alone in (2, 3, 4, 5) for together in range(5)
-)
-"""What caches may hold, 1 to 16 and 4 to 32 MiB: how much each of these counts is told by networks left out."""
-_HELD_TENSORS: Final = 2 * 1024**2
-"""The working set that finds its tensors again. Networks left out say 1, 2 or 4 MiB, all equally well: at 16 MiB, where
-weights may still be held, the tensors of networks of few large ones are not."""
-
-
-class Memory(BaseModel):
-    """Seconds per byte that caches do not hold, if they hold so much: already counted by how credible that is."""
+class Wait(BaseModel):
+    """Seconds that a byte of weights takes longer than from the nearest cache, where a network goes through so many
+    bytes before it comes back to them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    held: Held
-    s_per_byte: dict[Stream, NonNegativeFloat]
+    bytes: PositiveFloat
+    s_per_byte: NonNegativeFloat
 
-    def slower(self, factor: float) -> "Memory":
-        return self.model_copy(update={"s_per_byte": {name: s * factor for name, s in self.s_per_byte.items()}})
+    def times(self, factor: float) -> "Wait":
+        return self.model_copy(update={"s_per_byte": self.s_per_byte * factor})
+
+
+def waits_of(streams: Sequence[WeightStream]) -> tuple[Wait, ...]:
+    """From seconds per byte, by how many bytes came between, to what waiting is of them: the mean of the passes, less
+    what the nearest cache takes; more bytes never come sooner."""
+    rising = sorted(streams, key=lambda one: one.bytes)
+    seconds = np.array([fmean(one.s_per_byte) for one in rising])
+    longer = np.minimum.accumulate((seconds - seconds.min(initial=math.inf))[::-1])[::-1]
+    return tuple(Wait(bytes=one.bytes, s_per_byte=more) for one, more in zip(rising, longer.tolist(), strict=True))
 
 
 class Composition(BaseModel):
     """What was learnt: a factor per role of kernels, seconds that every kernel takes longer (or less long) among
-    others, the bytes of the second cache, what memory costs by what caches may hold, to be added up, and the
-    half-widths (natural logarithm) of a network's interval, where its kernels were measured and where they are
-    predicted."""
+    others, how long weights are waited for, the bytes of the second cache, seconds per byte of tensors that caches do
+    not hold, and the half-widths (natural logarithm) of a network's interval, where its kernels were measured and where
+    they are predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     networks: int = Field(ge=1)
     factors: dict[Role, PositiveFloat]
     kernel_s: float
+    waits: tuple[Wait, ...] = ()
     near_bytes: PositiveFloat
-    memory: tuple[Memory, ...]
+    s_per_byte: dict[Stream, NonNegativeFloat]
     measured_width: NonNegativeFloat
     predicted_width: NonNegativeFloat
 
     def inside_s(self, op: Operator, precision: Precision, seconds: float) -> float:
-        """Seconds inside a network of a kernel that takes so many by itself."""
-        return max(seconds * self.factors[role(op, precision)] + self.kernel_s, _LEAST * seconds)
+        """Seconds inside a network of a kernel that takes so many by itself, were all weights in the nearest cache."""
+        waited_s = row_wait_s(op, precision, seconds, self.waits)
+        return max(seconds * self.factors[role(op, precision)] + self.kernel_s - waited_s, _LEAST * seconds)
 
     def memory_s(self, layers: Layers) -> float:
-        """Seconds of one call that a network costs because caches do not hold its weights and tensors."""
-        rates = np.array([[one.s_per_byte[name] for name in STREAMS] for one in self.memory])
-        return float((bytes_from_memory(layers, [one.held for one in self.memory], self.near_bytes) * rates).sum())
+        """Seconds of one call that a network waits for weights, and for tensors that caches do not hold."""
+        kernels = list(layers)
+        found = bytes_from_memory(kernels, self.near_bytes) @ [self.s_per_byte[name] for name in STREAMS]
+        return float(found) + network_wait_s(kernels, self.waits)
 
     def slower(self, factor: float) -> "Composition":
         """That of a device whose kernels all take so many times as long."""
-        memory = tuple(one.slower(factor) for one in self.memory)
-        return self.model_copy(update={"kernel_s": self.kernel_s * factor, "memory": memory})
+        rates = {name: seconds * factor for name, seconds in self.s_per_byte.items()}
+        waits = tuple(wait.times(factor) for wait in self.waits)
+        return self.model_copy(update={"kernel_s": self.kernel_s * factor, "s_per_byte": rates, "waits": waits})
 
 
 def kernel_class(op: Operator, precision: Precision) -> KernelClass:
@@ -156,34 +147,57 @@ def role(op: Operator, precision: Precision) -> Role:
     return kind
 
 
-def bytes_from_memory(layers: Layers, caches: Sequence[Held], near_bytes: float) -> Values:
-    """Bytes that one call of a network moves although kernels timed alone found them in a cache, [caches, streams], for
-    all that caches may hold and the second one's `near_bytes`."""
-    count, moved, stored, waits, maps = np.array([_kernel(*layer) for layer in layers]).reshape(-1, 5).T
-    total, all_weights, largest = (count * (moved + stored)).sum(), (count * stored).sum(), moved.max(initial=0.0)
+def row_wait_s(op: Operator, precision: Precision, seconds: float, waits: Sequence[Wait]) -> float:
+    """How long the row of a kernel that takes so many seconds waited for its weights: as long as for those of all its
+    copies, and what these read and write in turn."""
+    _, moved, stored, _ = _kernel(op, precision, 1)
+    if not waits or not stored:
+        return 0.0
+    count = row_copies(int(stored), seconds)
+    return stored * _wait_s(count * stored + min(count, TURNS) * moved, waits)
+
+
+def network_wait_s(layers: Layers, waits: Sequence[Wait]) -> float:
+    """How long one call of a network waits for its weights."""
+    if not waits:
+        return 0.0
+    count, moved, stored, _ = _columns(layers)
+    return float((count * stored).sum()) * _wait_s(_working_set(count, moved, stored), waits)
+
+
+def _wait_s(between: float, waits: Sequence[Wait]) -> float:
+    """Seconds of a byte, by the logarithm of the bytes in between."""
+    sizes = [math.log(wait.bytes) for wait in waits]
+    return float(np.interp(math.log(max(between, 1.0)), sizes, [wait.s_per_byte for wait in waits]))
+
+
+def bytes_from_memory(layers: Layers, near_bytes: float) -> Values:
+    """Bytes of each stream that one call of a network moves although kernels timed alone found them in a cache, the
+    second one of which holds `near_bytes`."""
+    count, moved, stored, maps = _columns(layers)
+    total = (count * (moved + stored)).sum()
     inside, alone = _AROUND * (moved + stored), moved  # bytes until a place is used again
     beyond = spilled(inside, near_bytes) - spilled(alone, near_bytes)
     near = (count * moved * beyond * maps).sum() * spilled(total, near_bytes)
+    lost = _between(_working_set(count, moved, stored), *_HELD_TENSORS)
+    return np.array([(count * moved * _between(moved, *_SHORT_LIVED_BYTES)).sum() * lost, near])
 
-    def lost(size: float, times: float = _LOST) -> float:
-        return float(_between(all_weights + _TENSORS * largest, size, times * size))
 
-    far = (count * moved * _between(moved, *_SHORT_LIVED_BYTES)).sum() * lost(_HELD_TENSORS)
-    found = []
-    for held in caches:
-        warm = count * stored * (1 - _between(stored, held.alone, _ALONE * held.alone))
-        once, again = (warm * waits).sum(), (warm * (1 - waits)).sum()
-        found.append((once * lost(held.alone, _ALONE), again * lost(held.together), far, near))
-    return np.array(found)
+def _columns(layers: Layers) -> Values:
+    """What `_kernel` tells of each, [4, kernels]."""
+    return np.array([_kernel(*layer) for layer in layers]).reshape(-1, 4).T
+
+
+def _working_set(count: Values, moved: Values, stored: Values) -> float:
+    return float((count * stored).sum() + _TENSORS * moved.max(initial=0.0))
 
 
 def _kernel(op: Operator, precision: Precision, count: int) -> tuple[float, ...]:
-    """How often it runs, bytes of the tensors and of the weights that it moves, the share of these that it waits for,
-    and whether it only moves or maps data."""
+    """How often it runs, bytes of the tensors and of the weights that it moves, and whether it only moves or maps
+    data."""
     weights = weight_bytes(op, precision)
     stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weights  # not its table
-    waits = min(_REUSE * op.weights / max(op.macs, 1), 1.0)
-    return count, bytes_moved(op, precision) - weights, stored, waits, not op.macs
+    return count, bytes_moved(op, precision) - weights, stored, not op.macs
 
 
 def _between(size: Values | float, low: float, high: float) -> Values:
@@ -193,25 +207,26 @@ def _between(size: Values | float, low: float, high: float) -> Values:
 
 
 def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
-    """The change of each factor from 1, seconds per byte, and shortest kernels per kernel: least squares on relative
-    errors with a normal prior; networks that nothing explains count less (Huber), and a byte never saves time."""
+    """The change of each factor from 1 and of how much waits count, seconds per byte, and shortest kernels per kernel:
+    least squares on relative errors with a normal prior; networks that nothing explains count less (Huber), and neither
+    a wait nor a byte saves time."""
     shares = sums / whole_s[:, None] * _SPREADS
-    target = 1 - (overhead_s + sums[:, : len(ROLES)].sum(axis=1)) / whole_s
+    target = 1 - (overhead_s + sums[:, :_KNOWN].sum(axis=1)) / whole_s
     free = np.ones(len(_SPREADS), dtype=bool)
     change = np.zeros(len(_SPREADS))
     while True:
         weights, design = np.ones(len(whole_s)), shares[:, free]
+        left = target - shares[:, ~free] @ change[~free]
         for _ in range(_ROUNDS):
             curvature = (design * weights[:, None]).T @ design + np.eye(int(free.sum())) * _ERROR**2
-            change[free] = np.linalg.solve(curvature, (design * weights[:, None]).T @ target)
+            change[free] = np.linalg.solve(curvature, (design * weights[:, None]).T @ left)
             error = np.abs(target - shares @ change)
             weights = np.minimum(1.0, _ERROR / np.maximum(error, 1e-9))
-        if not (change[_RATES] < 0).any():
-            break
-        free[_RATES] &= change[_RATES] >= 0
-        change = np.zeros(len(_SPREADS))
-    found: Values = change * _SPREADS
-    return found
+        below = free & (change < _BOUNDS)
+        if not below.any():
+            found: Values = change * _SPREADS
+            return found
+        change[below], free = _BOUNDS[below], free & ~below
 
 
 def _left_out(sums: Values, overhead_s: float, whole_s: Values) -> Values:
@@ -222,62 +237,45 @@ def _left_out(sums: Values, overhead_s: float, whole_s: Values) -> Values:
 
 def _ratios(sums: Values, changes: Values, overhead_s: float, whole_s: Values) -> Values:
     """What comes of each network's sums by its changes, in its own seconds."""
-    said = overhead_s + sums[:, : len(ROLES)].sum(axis=1) + (sums * changes).sum(axis=1)
+    said = overhead_s + sums[:, :_KNOWN].sum(axis=1) + (sums * changes).sum(axis=1)
     ratios: Values = np.maximum(said / whole_s, 1e-9)
     return ratios
-
-
-def _credits(ratios: Values) -> Values:
-    """How much each of `HELD` counts, in sum 1, from what it says of networks left out, [caches, networks]."""
-    error = np.minimum(np.abs(np.log(ratios)), _OUTLIER).mean(axis=1)
-    credit = np.exp((error.min() - error) / _DOUBT)
-    credit[credit < _LEAST_CREDIT * credit.sum()] = 0
-    found: Values = credit / credit.sum()
-    return found
 
 
 def compose(
     measured: Values,
     predicted: Values,
+    waits_s: Values,
     from_memory: Values,
     counts: Values,
     samples_s: Sequence[Sequence[float]],
     *,
     overhead_s: float,
     shortest_s: float,
+    waits: Sequence[Wait],
     near_bytes: float,
 ) -> Composition:
     """From sums of kernels in seconds by role [networks, roles], as measured and as predicted without having been
-    fitted on; bytes from memory for each of `HELD` and for `near_bytes` [caches, networks, streams]; kernels that
-    one call executes [networks]; and the networks' own seconds, of every pass. A call costs `overhead_s`, the shortest
-    kernel of the profile `shortest_s`.
+    fitted on; seconds that each network waits for weights longer than its rows did, by `waits` [networks]; bytes from
+    memory, for the second cache's `near_bytes` [networks, streams]; kernels that one call executes [networks]; and the
+    networks' own seconds, of every pass. A call costs `overhead_s`, the shortest kernel of the profile `shortest_s`.
 
-    All follows from the measured sums and the median of the passes. What caches may hold is averaged over (Hoeting et
-    al., Bayesian model averaging, 1999, with errors of networks left out in place of likelihoods). A half-width is the
-    conformal quantile of such errors.
+    All follows from the measured sums and the median of the passes. A half-width is the conformal quantile of errors of
+    networks left out.
     """
     whole = np.array([median(passes) for passes in samples_s])
-    designs = [np.hstack([measured, memory, shortest_s * counts[:, None]]) for memory in from_memory]
-    left_out = [_left_out(design, overhead_s, whole) for design in designs]
-    unseen = [np.hstack([predicted, design[:, len(ROLES) :]]) for design in designs]
-    of_measured, of_predicted = (
-        np.array([_ratios(*pair, overhead_s, whole) for pair in zip(sums, left_out, strict=True)])
-        for sums in (designs, unseen)
-    )
-    credits = _credits(of_measured)
-    widths = [conformal_width(np.abs(np.log(credits @ ratios))) for ratios in (of_measured, of_predicted)]
-    changes = credits[:, None] * np.array([_solve(design, overhead_s, whole) for design in designs])
-    change = changes.sum(axis=0)
+    rest = [waits_s[:, None], from_memory, shortest_s * counts[:, None]]
+    design, unseen = np.hstack([measured, *rest]), np.hstack([predicted, *rest])
+    left_out = _left_out(design, overhead_s, whole)
+    widths = [conformal_width(np.abs(np.log(_ratios(sums, left_out, overhead_s, whole)))) for sums in (design, unseen)]
+    change = _solve(design, overhead_s, whole)
     return Composition(
         networks=len(whole),
         factors=dict(zip(ROLES, (1 + change[: len(ROLES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]) * shortest_s,
+        waits=tuple(wait.times(max(1 + float(change[len(ROLES)]), 0.0)) for wait in waits),
         near_bytes=near_bytes,
-        memory=tuple(
-            Memory(held=held, s_per_byte=dict(zip(STREAMS, one[_RATES].tolist(), strict=True)))
-            for held, credit, one in zip(HELD, credits, changes, strict=True)
-            if credit
-        ),
+        s_per_byte=dict(zip(STREAMS, change[_KNOWN:-1].tolist(), strict=True)),
         measured_width=widths[0],
         predicted_width=max(widths),
     )

@@ -20,7 +20,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threadpoolctl import threadpool_limits
 
 from hwcost.archive import pack, unpack
-from hwcost.composition import HELD, ROLES, Composition, bytes_from_memory, compose, role
+from hwcost.composition import (
+    ROLES,
+    Composition,
+    bytes_from_memory,
+    compose,
+    network_wait_s,
+    role,
+    row_wait_s,
+    waits_of,
+)
 from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.files import read_file, write_atomically
@@ -33,8 +42,9 @@ from hwcost.profiles import PrecisionField, Profile, Row, Source
 
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
 # 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold. 7: lines of
-# rests by thirds, weights used once by the last cache. 8: what neighbours leave of the last cache.
-FIT_VERSION: Final = 8
+# rests by thirds, weights used once by the last cache. 8: what neighbours leave of the last cache. 9: waits for weights
+# as they are measured, pixels that are doubled.
+FIT_VERSION: Final = 9
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -103,7 +113,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[8] = FIT_VERSION
+    version: Literal[9] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int
@@ -201,25 +211,28 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
     """What the profile's networks say; `unseen_s` are predictions of its rows by what was not fitted on them."""
     measured: list[Values] = []
     predicted: list[Values] = []
+    waits_s: list[float] = []
     from_memory: list[Values] = []
     counts: list[int] = []
     samples_s: list[tuple[float, ...]] = []
-    near_bytes = max(hardware_of(profile.machine, profile.int8_form).l2, 1)
+    near_bytes, waits = max(hardware_of(profile.machine, profile.int8_form).l2, 1), waits_of(profile.weights)
     for network in profile.networks:
         rows = [profile.find(part.operator, part.precision) for part in network.parts]
         if any(row is None for row in rows):
             continue  # a kernel that the runtime refused alone
-        seconds = np.zeros((2, len(ROLES)))
+        seconds, rows_wait_s = np.zeros((2, len(ROLES))), 0.0
         for part, row in zip(network.parts, rows, strict=True):
             assert row is not None
             column_ = ROLES.index(role(row.operator, row.precision))
             seconds[:, column_] += part.count * np.array(
                 [row.latency_s, unseen_s.get((key(row.operator), row.precision), row.latency_s)]
             )
+            rows_wait_s += part.count * row_wait_s(part.operator, part.precision, row.latency_s, waits)
         measured.append(seconds[0])
         predicted.append(seconds[1])
         layers = [(part.operator, part.precision, part.count) for part in network.parts]
-        from_memory.append(bytes_from_memory(layers, HELD, near_bytes))
+        waits_s.append(network_wait_s(layers, waits) - rows_wait_s)
+        from_memory.append(bytes_from_memory(layers, near_bytes))
         counts.append(sum(part.count for part in network.parts))
         samples_s.append(network.samples_s)
     if not samples_s:
@@ -227,11 +240,13 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
     return compose(
         np.array(measured),
         np.array(predicted),
-        np.array(from_memory).swapaxes(0, 1),
+        np.array(waits_s),
+        np.array(from_memory),
         np.array(counts),
         samples_s,
         overhead_s=profile.run_overhead_s,
         shortest_s=min(row.latency_s for row in profile.rows),
+        waits=waits,
         near_bytes=near_bytes,
     )
 

@@ -1,5 +1,6 @@
 """What of a machine decides how the runtime's kernels loop; `hwcost.tiling` counts the loops."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,6 +11,12 @@ from numpy.typing import NDArray
 WHOLLY_HELD, WHOLLY_SPILLED = 1 / 3, 5 / 3
 """A kernel is timed in three places in turn: its first bytes are lost when it moves so much of a cache, its last when
 it moves so much; seen with copies, sums and maps of 0.2 to 5 MiB beside 2 MiB of cache."""
+TURNS: Final = 3
+"""Places that the copies of a kernel take turns with, in one run of a timing."""
+_RUN_S: Final = 3e-4
+"""A run holds copies for at least this long."""
+MOST_COPIES: Final = 256
+_MOST_CONSTANT_BYTES: Final = 4 * 1024**2
 _MOST_L3: Final = 64 * 1024**2
 """A guest of a large machine is told the cache of all its cores; of what one core streams, this much stays there."""
 
@@ -72,3 +79,10 @@ def spilled(moved: NDArray[Any] | float, cache: float) -> NDArray[np.float64]:
     beyond = (np.asarray(moved) / max(cache, 1) - WHOLLY_HELD) / (WHOLLY_SPILLED - WHOLLY_HELD)
     share: NDArray[np.float64] = np.clip(beyond, 0.0, 1.0)
     return share
+
+
+def row_copies(constant_bytes: int, kernel_s: float) -> int:
+    """How many copies of a kernel that takes so long, each with constants of its own, make a run long enough to be
+    timed well, within bounds of size."""
+    most = max(1, min(MOST_COPIES, _MOST_CONSTANT_BYTES // max(1, constant_bytes)))
+    return min(max(math.ceil(_RUN_S / kernel_s), 1), most)

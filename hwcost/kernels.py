@@ -8,7 +8,6 @@ a network; chained copies of one kernel take the same time.
 """
 
 import itertools
-import math
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -23,23 +22,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hwcost.errors import MeasurementError
 from hwcost.graph import IR_VERSION, Array, Candidate, candidates, typed
+from hwcost.hardware import TURNS, row_copies
 from hwcost.ops import Boundary, Conv, Operator, Precision, key
 from hwcost.profiles import Int8Form
 from hwcost.runtime import Given, RefusedError, Runtime, Weights
 
 _LAYOUT_OPS: Final = ("Transpose", "ReorderInput", "ReorderOutput")
-_RUN_S: Final = 3e-4
-"""A run holds copies for at least this long."""
-_MOST_COPIES: Final = 256
-_MOST_CONSTANT_BYTES: Final = 4 * 1024**2
 _WEIGHT_BYTES: Final = 4096
 """Constants from this size on are handed over beside a model."""
 _PROBE_S: Final = 0.001
 _CHOICE_S: Final = 0.003
-_TURNS: Final = 3
 HELD_ELEMENTS: Final = 2048
 """Outputs of at least this size are kept alive for two rounds, each by a node of its own."""
 _PROBED_COPIES: Final = (1, 8)
+_LEAST_S: Final = 1e-9
+"""What a probe that is no longer than a call says of a kernel."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
     held: list[list[str]] = [[] for _ in kernels]
     for round_, place in itertools.product(range(count), range(len(kernels))):
         kernel, names = kernels[place], {"": ""}
-        turn = round_ % _TURNS
+        turn = round_ % TURNS
         for name, array in kernel.inputs.items():
             names[name] = f"{name}/{place}/{turn}"
             flowing.setdefault(names[name], array)
@@ -185,7 +182,7 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
         before = nodes[-1].output[0]
         if kernel.output_elements >= HELD_ELEMENTS and not kernel.in_place:
             held[place].append(before)
-            if len(held[place]) >= _TURNS:
+            if len(held[place]) >= TURNS:
                 nodes.append(helper.make_node("Shape", [held[place].pop(0)], [f"held/{place}/{round_}"]))
     # Initial values that could be fed: for the runtime they are no constants, and a call need not hand them over.
     constants += [numpy_helper.from_array(array, name) for name, array in flowing.items()]
@@ -214,7 +211,7 @@ def _elsewhere(name: str, value: Array) -> TensorProto:
 def held_outputs(op: Operator, count: int) -> int:
     """How many nodes `copies` adds to `count` rounds of an operator's kernel to keep its outputs alive."""
     in_place = isinstance(op, Boundary) and op.function == "reshape"
-    return max(count - _TURNS + 1, 0) if op.output_elements >= HELD_ELEMENTS and not in_place else 0
+    return max(count - TURNS + 1, 0) if op.output_elements >= HELD_ELEMENTS and not in_place else 0
 
 
 def run_time(kernels: Sequence[Kernel], count: int, runtime: Runtime, threads: int, seconds: float) -> float:
@@ -227,20 +224,16 @@ def run_time(kernels: Sequence[Kernel], count: int, runtime: Runtime, threads: i
 
 
 def copies_for(kernel: Kernel, overhead_s: float, runtime: Runtime, threads: int) -> int:
-    """How many copies make a run long enough to be timed well, within bounds of size.
-
-    Few enough that all their weights fit the caches: what weights cost that do not is a network's affair.
-    """
-    most = max(1, min(_MOST_COPIES, _MOST_CONSTANT_BYTES // max(1, kernel.constant_bytes)))
+    """How many copies make a run long enough to be timed well (`row_copies`), after a look at how long one takes."""
     count = 1
     for few in _PROBED_COPIES:  # one copy says enough of a long kernel, and too little of a short one
-        if few > most:
+        if few > row_copies(kernel.constant_bytes, _LEAST_S):
             break
-        one_s = max((run_time([kernel], few, runtime, threads, _PROBE_S) - overhead_s) / few, _RUN_S / _MOST_COPIES)
-        count = math.ceil(_RUN_S / one_s)
+        one_s = (run_time([kernel], few, runtime, threads, _PROBE_S) - overhead_s) / few
+        count = row_copies(kernel.constant_bytes, max(one_s, _LEAST_S))
         if count <= _PROBED_COPIES[-1]:
             break
-    return min(count, most)
+    return count
 
 
 def _right(candidate: Candidate, runtime: Runtime, threads: int) -> bool:

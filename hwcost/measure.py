@@ -31,6 +31,7 @@ from hwcost.runtime import Here, Runtime, UnusableError
 from hwcost.sampling import sampled_requests
 from hwcost.timing import Request, Survey, Take, Task, Timings
 from hwcost.units import format_seconds
+from hwcost.weights import time_weights, weight_streams
 from hwcost.whole import WholeNetwork, time_network, whole_networks
 
 Progress = Callable[[int, int, str], None]
@@ -56,6 +57,8 @@ _SLOW: Final = 0.05
 """How much slower the references run in a stage that is reported."""
 _WHOLE_PASSES: Final = 4
 """Timings of a whole network after those of the operators, beside the one before."""
+_WHOLE_SHARE: Final = 0.3
+"""Share of the budget for all timings of whole networks; where somebody disturbs them there are fewer."""
 _BURST_ATTEMPTS: Final = 20
 _BURST_PAUSE_S: Final = 0.5
 
@@ -424,8 +427,13 @@ def profile_machine(
             whole.append((network, [run_s], clock.now() - start_s))
             if progress is not None:
                 progress(len(whole), 2 * networks, f"whole networks: {network.name}")
-        again_s = _WHOLE_PASSES * sum(took_s for _, _, took_s in whole)
-        budget_left_s = None if budget_s is None else budget_s - (clock.now() - began_s) - again_s
+        streams: list[dict[int, float]] = []
+        if whole:
+            streams.append(time_weights(runtime, site.int8_form, seed, threads))
+        once_s, whole_passes = sum(took_s for _, _, took_s in whole), _WHOLE_PASSES
+        if budget_s is not None and whole:
+            whole_passes = min(max(int(_WHOLE_SHARE * budget_s / max(once_s, 1e-9)) - 1, 1), _WHOLE_PASSES)
+        budget_left_s = None if budget_s is None else budget_s - (clock.now() - began_s) - whole_passes * once_s
         layers = [
             (op, precision.usual_on(site.int8_form)) for network, _, _ in whole for op, precision in network.layers
         ]
@@ -448,9 +456,11 @@ def profile_machine(
             take=timings.take,
             clock=clock,
         )
-        for _ in range(_WHOLE_PASSES):
+        for _ in range(whole_passes):
             for network, samples_s, _ in whole:
                 samples_s.append(time_network(network, threads, seed, runtime))
+        if whole:
+            streams.append(time_weights(runtime, site.int8_form, seed, threads))
     return Profile(
         device=device,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -460,6 +470,7 @@ def profile_machine(
         noise_floor=found.noise_floor,
         notes=(*site.warnings, *found.notes, *(f"a whole network was left out, {text}" for text in left_out)),
         realisations=tuple(unpacked_realisations(found.rows)),
+        weights=weight_streams(streams, found.run_overhead_s),
         networks=tuple(network.measured(samples_s) for network, samples_s, _ in whole),
         rows=found.rows,
     )

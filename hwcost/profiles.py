@@ -145,6 +145,16 @@ class Network(BaseModel):
     samples_s: tuple[Seconds, ...] = Field(min_length=1)
 
 
+class WeightStream(BaseModel):
+    """How long a kernel takes for each byte of its weights where so many bytes came between, those of its other copies:
+    seconds of every pass."""
+
+    model_config = _STRICT
+
+    bytes: int = Field(ge=1)
+    s_per_byte: tuple[Seconds, ...] = Field(min_length=1)
+
+
 class Profile(BaseModel):
     """All that is known of one device. `run_overhead_s` is the cost of one call of the runtime, without operators."""
 
@@ -161,6 +171,7 @@ class Profile(BaseModel):
     weights_state: Literal["hot", "cold"] = "hot"
     notes: tuple[str, ...] = ()
     realisations: tuple[Realisation, ...] = ()
+    weights: tuple[WeightStream, ...] = ()
     networks: tuple[Network, ...] = ()
     rows: tuple[Row, ...] = Field(min_length=1)
 
@@ -214,7 +225,8 @@ class Profile(BaseModel):
 
     def to_json(self) -> bytes:
         """The file's bytes: the head indented, one network and one row a line."""
-        head = self.model_dump_json(indent=1, exclude={"networks", "rows"}).removesuffix("\n}")
+        apart = {"networks", "rows"} if self.weights else {"networks", "rows", "weights"}
+        head = self.model_dump_json(indent=1, exclude=apart).removesuffix("\n}")
         networks = ",\n".join(network.model_dump_json() for network in self.networks)
         rows = ",\n".join(row.model_dump_json(exclude=None if row.others else {"others"}) for row in self.rows)
         return f'{head},\n "networks": [\n{networks}\n ],\n "rows": [\n{rows}\n ]\n}}\n'.encode()
@@ -236,7 +248,8 @@ class Profile(BaseModel):
         kept = {layer: row for layer, row in older._by_layer.items() if row.source != "adapted"}
         rows = {**kept, **self._by_layer}
         fields = {name: getattr(self, name) for name in Profile.model_fields}
-        both = {"networks": self.networks or older.networks, "rows": tuple(rows.values())}
+        whole = self if self.networks else older
+        both = {"networks": whole.networks, "weights": whole.weights, "rows": tuple(rows.values())}
         return Profile.model_validate({**fields, **both})
 
 

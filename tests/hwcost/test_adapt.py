@@ -9,7 +9,7 @@ import pytest
 
 from hwcost.adapt import Samples, adapt_profile, measure_samples, read_samples
 from hwcost.cli import cli
-from hwcost.composition import ROLES, STREAMS, Composition, Held, Memory, kernel_class
+from hwcost.composition import ROLES, STREAMS, Composition, kernel_class
 from hwcost.console import run_cli
 from hwcost.errors import HwcostError, TransferError
 from hwcost.fit import Fit, fit_path, fit_profile, read_fit, write_fit
@@ -128,7 +128,7 @@ def test_errors_that_operators_share_do_not_cancel_in_a_network(source: Profile,
         factors=dict.fromkeys(ROLES, 1.0),
         kernel_s=1e-8,
         near_bytes=2**20,
-        memory=(Memory(held=Held(together=2**21, alone=2**25), s_per_byte=dict.fromkeys(STREAMS, 1e-11)),),
+        s_per_byte=dict.fromkeys(STREAMS, 1e-11),
         measured_width=0.03,
         predicted_width=0.05,
     )

@@ -1,6 +1,5 @@
 """What a network costs beyond the sum of its kernels: found again from sums that were made with it."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,46 +8,47 @@ import pytest
 from pydantic import ValidationError
 
 from hwcost.composition import (
-    HELD,
     ROLES,
     STREAMS,
     Composition,
-    Held,
-    Layers,
-    Memory,
+    Wait,
     bytes_from_memory,
     compose,
     kernel_class,
+    network_wait_s,
     role,
+    row_wait_s,
+    waits_of,
 )
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
+from hwcost.profiles import WeightStream
 
 FACTORS = np.array([1.02, 0.97, 1.06, 1.05, 0.96, 1.04, 1.1, 0.94])
-RATES = np.array([4e-11, 3e-11, 1.5e-11, 1e-11])
+RATES = np.array([1.5e-11, 1e-11])
+WAITED = 0.8
 KERNEL_S = -1.5e-7
 OVERHEAD_S = 8e-6
 MEBIBYTE = 1024**2
-CHOSEN = 17
 NEAR = 1024 * MEBIBYTE
 """A second cache that loses nothing."""
+WAITS = tuple(
+    Wait(bytes=size * MEBIBYTE, s_per_byte=s_per_byte)
+    for size, s_per_byte in ((1, 0.0), (4, 2e-11), (32, 2e-11), (64, 7e-11), (128, 8e-11))
+)
+"""Of a second cache of 1 MiB and a last one of 32."""
 FLAT = Composition(
     networks=1,
     factors=dict.fromkeys(ROLES, 1.0),
     kernel_s=0.0,
     near_bytes=NEAR,
-    memory=(
-        Memory(
-            held=Held(together=2 * MEBIBYTE, alone=32 * MEBIBYTE),
-            s_per_byte=dict(zip(STREAMS, RATES.tolist(), strict=True)),
-        ),
-    ),
+    s_per_byte=dict(zip(STREAMS, RATES.tolist(), strict=True)),
     measured_width=0.0,
     predicted_width=0.0,
 )
 
 
 class Made:
-    """Networks whose times follow from known factors and rates where caches hold `HELD[CHOSEN]`; `noise`: of the
+    """Networks whose times follow from known factors, rates, and waits that count `WAITED` times; `noise`: of the
     whole, log-normal; `drift`: by how much two passes of one network differ, log-normal."""
 
     def __init__(
@@ -59,33 +59,25 @@ class Made:
         shares = rng.dirichlet((1.0,) * len(ROLES), count)
         self.measured = shares * size[:, None]
         self.predicted = self.measured * np.exp(rng.normal(0, predicted, self.measured.shape))
-        moved = size[:, None] * rng.uniform(0, 6e9, (count, len(STREAMS)))
-        lost = np.exp(rng.normal(0, 1, (len(HELD), count, 1))).cumsum(axis=0)[::-1]
-        self.candidates = moved * lost / (1 + lost)
-        self.from_memory = self.candidates[CHOSEN]
+        self.from_memory = size[:, None] * rng.uniform(0, 6e9, (count, len(STREAMS)))
+        self.waits_s = size * rng.uniform(-0.1, 0.3, count)
         self.counts = np.exp(rng.uniform(np.log(10), np.log(300), count)).round()
-        self.whole_s = OVERHEAD_S + self.measured @ FACTORS + self.from_memory @ RATES + self.counts * KERNEL_S
+        self.whole_s = OVERHEAD_S + self.measured @ FACTORS + WAITED * self.waits_s
+        self.whole_s += self.from_memory @ RATES + self.counts * KERNEL_S
         self.whole_s *= np.exp(rng.normal(0, noise, count))
         self.passes = np.exp(rng.normal(0, drift, (3, count)))
 
     def compose(self, take: slice = slice(None)) -> Composition:
         samples_s: list[list[float]] = (self.whole_s * self.passes).T[take].tolist()
-        sums = (self.measured[take], self.predicted[take], self.candidates[:, take], self.counts[take])
-        return compose(*sums, samples_s, overhead_s=OVERHEAD_S, shortest_s=-2 * KERNEL_S, near_bytes=NEAR)
+        kernels = (self.measured[take], self.predicted[take])
+        sums = (*kernels, self.waits_s[take], self.from_memory[take], self.counts[take])
+        known = {"overhead_s": OVERHEAD_S, "shortest_s": -2 * KERNEL_S, "near_bytes": NEAR}
+        return compose(*sums, samples_s, waits=WAITS, **known)
 
     def said(self, found: Composition, sums: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The networks' seconds as a composition says them."""
-        memory = sum(
-            self.candidates[HELD.index(one.held)] @ [one.s_per_byte[name] for name in STREAMS] for one in found.memory
-        )
+        memory = self.from_memory @ rates(found) + waited(found) * self.waits_s
         return OVERHEAD_S + sums @ factors(found) + memory + self.counts * found.kernel_s
-
-
-def from_memory(
-    layers: Layers, together: float = MEBIBYTE, near_bytes: float = NEAR, alone: float = 32 * MEBIBYTE
-) -> npt.NDArray[Any]:
-    """Bytes of each stream where caches hold so much of a network, and the last one so much of a kernel alone."""
-    return bytes_from_memory(layers, [Held(together=together, alone=alone)], near_bytes)[0]
 
 
 def factors(found: Composition) -> npt.NDArray[Any]:
@@ -93,7 +85,12 @@ def factors(found: Composition) -> npt.NDArray[Any]:
 
 
 def rates(found: Composition) -> npt.NDArray[Any]:
-    return np.array([sum(one.s_per_byte[name] for one in found.memory) for name in STREAMS])
+    return np.array([found.s_per_byte[name] for name in STREAMS])
+
+
+def waited(found: Composition) -> float:
+    """How many times the waits that were measured a composition holds."""
+    return found.waits[-1].s_per_byte / WAITS[-1].s_per_byte
 
 
 def test_known_factors_and_rates_are_found_again() -> None:
@@ -102,12 +99,14 @@ def test_known_factors_and_rates_are_found_again() -> None:
     assert found.networks == 120
     np.testing.assert_allclose(factors(found), FACTORS, atol=0.035)
     np.testing.assert_allclose(rates(found), RATES, atol=6e-12)
+    assert waited(found) == pytest.approx(WAITED, abs=0.1)
     assert found.kernel_s == pytest.approx(KERNEL_S, abs=8e-8)
     np.testing.assert_allclose(made.said(found, made.measured), made.whole_s, rtol=0.02)
 
 
 def test_nothing_to_learn_is_no_change() -> None:
     made = Made()
+    made.waits_s = np.zeros(32)
     made.whole_s = OVERHEAD_S + made.measured.sum(axis=1)
     found = made.compose()
     np.testing.assert_allclose(factors(found), 1, atol=0.004)
@@ -115,10 +114,19 @@ def test_nothing_to_learn_is_no_change() -> None:
     assert (rates(found) >= 0).all() and rates(found).max() < 2e-12 and abs(found.kernel_s) < 3e-8
 
 
-def test_weights_never_make_a_network_faster() -> None:
+def test_neither_tensors_nor_waits_ever_make_a_network_faster() -> None:
     made = Made()
+    made.waits_s = np.abs(made.waits_s)
     made.whole_s = OVERHEAD_S + made.measured.sum(axis=1) - made.from_memory @ RATES * 0.5
     assert (rates(made.compose()) >= 0).all()
+    made.whole_s = OVERHEAD_S + made.measured.sum(axis=1) - made.waits_s
+    assert waited(made.compose()) == 0
+
+
+def test_waits_count_as_they_were_measured_where_networks_say_nothing_of_them() -> None:
+    made = Made()
+    made.waits_s = np.zeros(32)
+    assert waited(made.compose()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("times", [0.5, 2.0, 10.0])
@@ -224,49 +232,67 @@ def test_convolutions_over_all_channels_have_roles_of_their_own(op: Operator, pr
     assert role(op, precision) == name
 
 
-def test_bytes_come_from_memory_the_more_the_larger_the_working_set() -> None:
-    """None below what caches hold; all of what is used again from eight times that, of what is used once from twice
-    what the last cache leaves; and never fewer for more."""
-    waits, turns = Gemm(1, 1024, 255), Gemm(40, 1024, 255)  # 1 MiB of weights, a bias and no more
-    held: list[tuple[Gemm, dict[str, float], int, int, float]] = [
-        (waits, {"alone": 2 * MEBIBYTE}, 0, 5, 1.0),
-        (turns, {"together": 2 * MEBIBYTE}, 1, 33, 0.8),
+def test_waits_are_what_a_byte_takes_longer_than_from_the_nearest_cache_and_never_fall() -> None:
+    streams = [
+        (2.0, 1.2e-10, 1.3e-10),
+        (0.5, 1.03e-10, 1.05e-10),
+        (1.0, 1e-10, 1e-10),
+        (64.0, 1.8e-10, 1.6e-10),
+        (8.0, 1.2e-10, 1.2e-10),
     ]
-    for gemm, small, place, most, part in held:
-        for layers in ([], [(gemm, FLOAT, 1)], [(gemm, FLOAT, 1), (Pool.global_average(8, 4, 4), FLOAT, 99)]):
-            assert not from_memory(layers, **small).any()
-        shares, large = [], {name: 2 * size for name, size in small.items()}
-        for count in (1, 2, 3, most, 60):
-            found = from_memory([(gemm, FLOAT, count)], **small)
-            assert found[place] >= from_memory([(gemm, FLOAT, count)], **large)[place]
-            assert not found[2:].any() and found[1 - place] <= found[place] / 4  # of few products some wait
-            shares.append(found[place] / (count * part * 4 * (gemm.weights + 255)))
-        assert shares[0] == 0 and 0 < shares[2] < 1 == pytest.approx(shares[-1]) == pytest.approx(shares[-2])
-        assert all(one <= other for one, other in pairwise(shares))
+    waits = waits_of([WeightStream(bytes=int(size * MEBIBYTE), s_per_byte=seconds) for size, *seconds in streams])
+    assert [wait.bytes / MEBIBYTE for wait in waits] == [0.5, 1, 2, 8, 64]
+    assert [wait.s_per_byte for wait in waits] == pytest.approx([0, 0, 2e-11, 2e-11, 7e-11], abs=1e-15)
+    assert waits_of([]) == ()
 
 
-def test_weights_that_are_multiplied_often_are_told_from_those_that_a_kernel_waits_for() -> None:
-    few, many = ((Gemm(rows, 512, 500), FLOAT, 40) for rows in (4, 80))
-    for layer, share in ((few, 0.0), (many, 0.9)):
-        once, again, _, _ = from_memory([layer], MEBIBYTE, alone=MEBIBYTE).tolist()
-        assert again == pytest.approx(share * (once + again)) and once + again == 40 * 4 * (512 * 500 + 500)
+def test_a_network_waits_for_its_weights_the_longer_the_more_it_goes_through() -> None:
+    gemm = Gemm(1, 1024, 255)  # 1 MiB of weights and biases
+    rates_s = [
+        network_wait_s([(gemm, FLOAT, count)], WAITS) / (count * MEBIBYTE) for count in (1, 2, 4, 16, 45, 64, 500)
+    ]
+    assert rates_s[0] == pytest.approx(0, abs=1e-13) and rates_s[2:4] == pytest.approx([2e-11, 2e-11], rel=0.01)
+    assert rates_s[1] == pytest.approx(1e-11, rel=0.02) and rates_s[4] == pytest.approx(4.5e-11, rel=0.05)
+    assert rates_s[5:] == pytest.approx([7e-11, 8e-11], rel=0.01)
+    assert network_wait_s([(gemm, FLOAT, 9)], ()) == network_wait_s([], WAITS) == 0
+
+
+def test_a_row_waited_for_the_weights_of_all_its_copies() -> None:
+    gemm = Gemm(1, 1024, 255)
+    assert row_wait_s(Gemm(1, 1024, 240), FLOAT, 1e-3, WAITS) == 0  # one copy
+    assert row_wait_s(gemm, FLOAT, 5e-5, WAITS) == pytest.approx(2e-11 * MEBIBYTE, rel=0.02)  # no more than 4 MiB
+    assert row_wait_s(Gemm(1, 8192, 2048), FLOAT, 5e-3, WAITS) == pytest.approx(64 * 7e-11 * MEBIBYTE, rel=0.02)
+    assert row_wait_s(Elementwise("add", (1, 64, 64, 64)), FLOAT, 5e-5, WAITS) == 0
+    assert row_wait_s(gemm, FLOAT, 5e-5, ()) == 0
+
+
+def test_weights_that_a_network_keeps_near_cost_it_less_than_rows_hold_and_others_more() -> None:
+    composition = FLAT.model_copy(update={"waits": WAITS})
+    gemm, seconds = Gemm(1, 512, 500), 5e-5  # 1 MB, of which a row went through 4
+    inside_s = composition.inside_s(gemm, FLOAT, seconds)
+    assert inside_s == pytest.approx(seconds - 4 * (gemm.weights + 500) * 2e-11, rel=0.01)
+    few, many = (count * inside_s + composition.memory_s([(gemm, FLOAT, count)]) for count in (1, 120))
+    assert few == pytest.approx(inside_s) and few < seconds < many / 120
+    assert composition.inside_s(gemm, FLOAT, 2e-5) >= 0.25 * 2e-5
 
 
 def test_large_tensors_push_out_weights_and_each_other() -> None:
     small, add = Gemm(1, 512, 500), Elementwise("add", (1, 64, 128, 128))  # 1 MiB; reads and writes three of 4 MiB
-    assert not from_memory([(small, FLOAT, 1)], MEBIBYTE).any()
-    weights, _, tensors, _ = from_memory([(small, FLOAT, 1), (add, FLOAT, 2)], alone=MEBIBYTE).tolist()
-    assert weights == 4 * (small.weights + 500) and tensors == 2 * 12 * MEBIBYTE
-    assert FLAT.memory_s([(add, FLOAT, 2)]) == pytest.approx(24 * MEBIBYTE * RATES[2])
+    waits = [network_wait_s([(small, FLOAT, 1), *more], WAITS) for more in ([], [(add, FLOAT, 2)])]
+    assert waits[0] == pytest.approx(0, abs=1e-7) and waits[1] == pytest.approx(4 * (small.weights + 500) * 2e-11)
+    assert not bytes_from_memory([(small, FLOAT, 1)], NEAR).any()
+    tensors, _ = bytes_from_memory([(small, FLOAT, 1), (add, FLOAT, 2)], NEAR).tolist()
+    assert tensors == 2 * 12 * MEBIBYTE
+    assert FLAT.memory_s([(add, FLOAT, 2)]) == pytest.approx(24 * MEBIBYTE * RATES[0])
     assert FLAT.memory_s([(small, FLOAT, 1)]) == 0
     near = Elementwise("add", (1, 8, 64, 64))  # 384 KiB, still near when they are read
-    few, more = (from_memory([(add, FLOAT, 1), (near, FLOAT, count)], MEBIBYTE)[2] for count in (0, 10))
+    few, more = (bytes_from_memory([(add, FLOAT, 1), (near, FLOAT, count)], NEAR)[0] for count in (0, 10))
     assert 0 < more - few < 0.25 * 10 * 3 * 4 * near.output_elements
 
 
 def test_what_maps_tensors_loses_them_from_the_second_cache_where_a_network_needs_that_for_more() -> None:
     def near(op: Operator, count: int) -> float:
-        return float(from_memory([(op, FLOAT, count)], 1024 * MEBIBYTE, 2 * MEBIBYTE)[3])
+        return float(bytes_from_memory([(op, FLOAT, count)], 2 * MEBIBYTE)[1])
 
     relu = Elementwise("relu", (1, 64, 64, 32))  # moves 1 MiB: its row lost an eighth of it, a network more
     assert near(relu, 40) == pytest.approx(40 * MEBIBYTE * 7 / 8)
@@ -277,38 +303,16 @@ def test_what_maps_tensors_loses_them_from_the_second_cache_where_a_network_need
 
 def test_weights_are_counted_as_wide_as_they_are() -> None:
     conv = Conv.square(448, 448, 4, 3)  # 7 MiB in float
-    in_float = from_memory([(conv, FLOAT, 5)], 2 * MEBIBYTE, alone=8 * MEBIBYTE)[:2].sum()
-    in_int8 = from_memory([(conv, Precision(8, 8, "u8s8"), 20)], 2 * MEBIBYTE, alone=8 * MEBIBYTE)[:2].sum()
-    assert in_float == pytest.approx(5 * (4 * conv.weights + 4 * 448))
-    assert in_int8 == pytest.approx(20 * (conv.weights + 8 * 448))
-
-
-def test_weights_that_no_cache_holds_were_timed_from_memory_already() -> None:
-    assert not from_memory([(Gemm(1, 8192, 2048), FLOAT, 1)], MEBIBYTE).any()  # 64 MiB
-    some = from_memory([(Gemm(1, 8192, 1536), FLOAT, 3)], MEBIBYTE)[0]
-    assert 0 < some < 3 * 4 * 8192 * 1536
+    in_float = network_wait_s([(conv, FLOAT, 40)], WAITS)
+    in_int8 = network_wait_s([(conv, Precision(8, 8, "u8s8"), 160)], WAITS)
+    assert in_float == pytest.approx(40 * (4 * conv.weights + 4 * 448) * 8e-11)
+    assert in_int8 == pytest.approx(160 * (conv.weights + 8 * 448) * 8e-11)
 
 
 def test_of_a_table_only_the_rows_that_are_looked_up_are_touched() -> None:
     table = Node("Gather", ("=float32[200000,64]", "int64[1,40]"), ("float32[1,40,64]",), '{"axis":0}')
-    assert not from_memory([(table, FLOAT, 1)], MEBIBYTE).any()
-
-
-def test_how_much_caches_hold_is_found_by_networks_left_out() -> None:
-    for seed in range(5):
-        found = Made(60, noise=0.005, seed=seed).compose()
-        most = max(found.memory, key=lambda one: sum(one.s_per_byte.values()))
-        assert most.held == HELD[CHOSEN]
-
-
-def test_what_cannot_be_told_apart_counts_alike() -> None:
-    made = Made(60, noise=0.01)
-    made.candidates = np.array([made.from_memory] * len(HELD))
-    found = made.compose()
-    assert {one.held for one in found.memory} == set(HELD)
-    first, *others = found.memory
-    assert all(one.s_per_byte == pytest.approx(first.s_per_byte) for one in others)
-    np.testing.assert_allclose(rates(found), RATES, atol=6e-12)
+    assert not bytes_from_memory([(table, FLOAT, 1)], NEAR).any() and network_wait_s([(table, FLOAT, 1)], WAITS) == 0
+    assert row_wait_s(table, FLOAT, 1e-6, WAITS) == 0
 
 
 def test_a_network_costs_what_the_median_of_its_passes_says() -> None:
@@ -322,6 +326,7 @@ def test_a_slower_device_waits_longer_for_memory_and_between_kernels() -> None:
     composition = Made().compose()
     slower = composition.slower(3.0)
     np.testing.assert_allclose(rates(slower), 3 * rates(composition))
+    assert waited(slower) == pytest.approx(3 * waited(composition))
     assert slower.kernel_s == pytest.approx(3 * composition.kernel_s) and slower.factors == composition.factors
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hwcost.composition import ROLES, STREAMS, Composition, Held, Memory
+from hwcost.composition import ROLES, STREAMS, Composition, Wait
 from hwcost.energy import energy_j
 from hwcost.errors import InvalidSpaceError, TableError, UnknownOperatorError
 from hwcost.fit import fit_profile
@@ -33,7 +33,8 @@ def composed() -> CostModel:
         factors=dict(zip(ROLES, factors, strict=True)),
         kernel_s=-1e-7,
         near_bytes=2**30,
-        memory=(Memory(held=Held(together=2**21, alone=2**25), s_per_byte=dict.fromkeys(STREAMS, 1e-10)),),
+        waits=(Wait(bytes=2**20, s_per_byte=0.0), Wait(bytes=2**22, s_per_byte=3e-11)),
+        s_per_byte=dict.fromkeys(STREAMS, 1e-10),
         measured_width=0.05,
         predicted_width=0.2,
     )

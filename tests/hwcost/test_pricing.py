@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwcost.composition import Composition, Held, Memory
+from hwcost.composition import Composition, Wait
 from hwcost.errors import FitError, ProfileError, UnknownOperatorError
 from hwcost.fit import fit_path, fit_profile, write_fit
 from hwcost.ops import FLOAT, INT8, Conv, Operator, Pool, Precision
@@ -30,17 +30,12 @@ COMPOSITIONS = Composition(
     },
     kernel_s=1e-7,
     near_bytes=2**30,
-    memory=(
-        Memory(
-            held=Held(together=2**21, alone=2**25),
-            s_per_byte={
-                "weights used once": 4e-10,
-                "weights used again": 3e-10,
-                "tensors": 2e-11,
-                "near tensors": 1e-11,
-            },
-        ),
+    waits=(
+        Wait(bytes=2**22, s_per_byte=0.0),
+        Wait(bytes=2**23, s_per_byte=2e-10),
+        Wait(bytes=2**26, s_per_byte=4e-10),
     ),
+    s_per_byte={"tensors": 2e-11, "near tensors": 1e-11},
     measured_width=0.05,
     predicted_width=0.2,
 )
@@ -206,12 +201,12 @@ def test_weights_that_caches_do_not_hold_cost_a_network_time(model: CostModel, c
     layers = [(large, Precision(4, 8))] * 40  # which run as int8 kernels, whose weights are 8 bits wide
     total = composed.price_all(layers)
     weight_bytes = 40 * (large.weights + 8 * large.channels)
-    assert total.memory_s == pytest.approx(weight_bytes * COMPOSITIONS.memory[0].s_per_byte["weights used once"])
+    assert total.memory_s == pytest.approx(weight_bytes * COMPOSITIONS.waits[-1].s_per_byte)
     kernels_s = sum(price.latency_s for price in total.prices)
     assert total.latency_s == pytest.approx(total.run_overhead_s + total.memory_s + kernels_s)
     assert total.low_s < total.latency_s < total.high_s
-    few = composed.price_all(layers[:15])
-    assert composed.price_all(layers[:2]).memory_s == 0 < few.memory_s < total.memory_s / 10
+    few = composed.price_all(layers[:4])
+    assert composed.price_all(layers[:1]).memory_s == 0 < few.memory_s < total.memory_s / 10
     assert model.price_all(layers).memory_s == 0
 
 
