@@ -16,7 +16,7 @@ median of their passes: a network is wanted as it usually runs.
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, median
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +132,18 @@ class Composition(BaseModel):
         return self.model_copy(update={"kernel_s": self.kernel_s * factor, "s_per_byte": rates, "waits": waits})
 
 
+class Sums(NamedTuple):
+    """What the kernels of a network amount to in one call: seconds by role, as measured and as predicted without having
+    been fitted on [roles]; seconds that it waits for weights longer than its rows did; bytes from memory [streams]; and
+    how many kernels it executes."""
+
+    measured: Values
+    predicted: Values
+    wait_s: float
+    from_memory: Values
+    kernels: float
+
+
 def kernel_class(op: Operator, precision: Precision) -> KernelClass:
     """The class of the kernel that runs an operator at a (realised) precision."""
     if precision.activation_bits == 8:
@@ -169,6 +181,25 @@ def _wait_s(between: float, waits: Sequence[Wait]) -> float:
     """Seconds of a byte, by the logarithm of the bytes in between."""
     sizes = [math.log(wait.bytes) for wait in waits]
     return float(np.interp(math.log(max(between, 1.0)), sizes, [wait.s_per_byte for wait in waits]))
+
+
+def sums_of(
+    kernels: Sequence[tuple[Operator, Precision, int, float, float]], waits: Sequence[Wait], near_bytes: float
+) -> Sums:
+    """Those of a network's kernels: each with its (realised) precision, how often one call executes it, and its seconds
+    as measured and as predicted."""
+    by_role = np.zeros((2, len(ROLES)))
+    for op, precision, count, *seconds in kernels:
+        by_role[:, ROLES.index(role(op, precision))] += count * np.array(seconds)
+    rows_wait_s = sum(count * row_wait_s(op, precision, own_s, waits) for op, precision, count, own_s, _ in kernels)
+    layers = [(op, precision, count) for op, precision, count, _, _ in kernels]
+    return Sums(
+        measured=by_role[0],
+        predicted=by_role[1],
+        wait_s=network_wait_s(layers, waits) - rows_wait_s,
+        from_memory=bytes_from_memory(layers, near_bytes),
+        kernels=sum(count for _, _, count in layers),
+    )
 
 
 def bytes_from_memory(layers: Layers, near_bytes: float) -> Values:
@@ -243,11 +274,7 @@ def _ratios(sums: Values, changes: Values, overhead_s: float, whole_s: Values) -
 
 
 def compose(
-    measured: Values,
-    predicted: Values,
-    waits_s: Values,
-    from_memory: Values,
-    counts: Values,
+    networks: Sequence[Sums],
     samples_s: Sequence[Sequence[float]],
     *,
     overhead_s: float,
@@ -255,17 +282,15 @@ def compose(
     waits: Sequence[Wait],
     near_bytes: float,
 ) -> Composition:
-    """From sums of kernels in seconds by role [networks, roles], as measured and as predicted without having been
-    fitted on; seconds that each network waits for weights longer than its rows did, by `waits` [networks]; bytes from
-    memory, for the second cache's `near_bytes` [networks, streams]; kernels that one call executes [networks]; and the
-    networks' own seconds, of every pass. A call costs `overhead_s`, the shortest kernel of the profile `shortest_s`.
+    """From the sums of networks' kernels, by `waits` and for the second cache's `near_bytes`, and the networks' own
+    seconds, of every pass. A call costs `overhead_s`, the shortest kernel of the profile `shortest_s`.
 
     All follows from the measured sums and the median of the passes. A half-width is the conformal quantile of errors of
     networks left out.
     """
     whole = np.array([median(passes) for passes in samples_s])
-    rest = [waits_s[:, None], from_memory, shortest_s * counts[:, None]]
-    design, unseen = np.hstack([measured, *rest]), np.hstack([predicted, *rest])
+    rest = [[one.wait_s, *one.from_memory, shortest_s * one.kernels] for one in networks]
+    design, unseen = (np.hstack([[getattr(one, name) for one in networks], rest]) for name in ("measured", "predicted"))
     left_out = _left_out(design, overhead_s, whole)
     widths = [conformal_width(np.abs(np.log(_ratios(sums, left_out, overhead_s, whole)))) for sums in (design, unseen)]
     change = _solve(design, overhead_s, whole)

@@ -20,16 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threadpoolctl import threadpool_limits
 
 from hwcost.archive import pack, unpack
-from hwcost.composition import (
-    ROLES,
-    Composition,
-    bytes_from_memory,
-    compose,
-    network_wait_s,
-    role,
-    row_wait_s,
-    waits_of,
-)
+from hwcost.composition import Composition, Sums, compose, sums_of, waits_of
 from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.files import read_file, write_atomically
@@ -209,40 +200,23 @@ def fit_profile(
 
 def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composition | None:
     """What the profile's networks say; `unseen_s` are predictions of its rows by what was not fitted on them."""
-    measured: list[Values] = []
-    predicted: list[Values] = []
-    waits_s: list[float] = []
-    from_memory: list[Values] = []
-    counts: list[int] = []
-    samples_s: list[tuple[float, ...]] = []
     near_bytes, waits = max(hardware_of(profile.machine, profile.int8_form).l2, 1), waits_of(profile.weights)
+    sums, samples_s = list[Sums](), list[tuple[float, ...]]()
     for network in profile.networks:
-        rows = [profile.find(part.operator, part.precision) for part in network.parts]
-        if any(row is None for row in rows):
-            continue  # a kernel that the runtime refused alone
-        seconds, rows_wait_s = np.zeros((2, len(ROLES))), 0.0
-        for part, row in zip(network.parts, rows, strict=True):
-            assert row is not None
-            column_ = ROLES.index(role(row.operator, row.precision))
-            seconds[:, column_] += part.count * np.array(
-                [row.latency_s, unseen_s.get((key(row.operator), row.precision), row.latency_s)]
-            )
-            rows_wait_s += part.count * row_wait_s(part.operator, part.precision, row.latency_s, waits)
-        measured.append(seconds[0])
-        predicted.append(seconds[1])
-        layers = [(part.operator, part.precision, part.count) for part in network.parts]
-        waits_s.append(network_wait_s(layers, waits) - rows_wait_s)
-        from_memory.append(bytes_from_memory(layers, near_bytes))
-        counts.append(sum(part.count for part in network.parts))
-        samples_s.append(network.samples_s)
-    if not samples_s:
+        kernels = []
+        for part in network.parts:
+            row = profile.find(part.operator, part.precision)
+            if row is None:  # a kernel that the runtime refused alone
+                break
+            predicted_s = unseen_s.get((key(row.operator), row.precision), row.latency_s)
+            kernels.append((row.operator, row.precision, part.count, row.latency_s, predicted_s))
+        else:
+            sums.append(sums_of(kernels, waits, near_bytes))
+            samples_s.append(network.samples_s)
+    if not sums:
         return None
     return compose(
-        np.array(measured),
-        np.array(predicted),
-        np.array(waits_s),
-        np.array(from_memory),
-        np.array(counts),
+        sums,
         samples_s,
         overhead_s=profile.run_overhead_s,
         shortest_s=min(row.latency_s for row in profile.rows),

@@ -11,6 +11,7 @@ from hwcost.composition import (
     ROLES,
     STREAMS,
     Composition,
+    Sums,
     Wait,
     bytes_from_memory,
     compose,
@@ -18,6 +19,7 @@ from hwcost.composition import (
     network_wait_s,
     role,
     row_wait_s,
+    sums_of,
     waits_of,
 )
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
@@ -69,10 +71,11 @@ class Made:
 
     def compose(self, take: slice = slice(None)) -> Composition:
         samples_s: list[list[float]] = (self.whole_s * self.passes).T[take].tolist()
-        kernels = (self.measured[take], self.predicted[take])
-        sums = (*kernels, self.waits_s[take], self.from_memory[take], self.counts[take])
-        known = {"overhead_s": OVERHEAD_S, "shortest_s": -2 * KERNEL_S, "near_bytes": NEAR}
-        return compose(*sums, samples_s, waits=WAITS, **known)
+        columns = (self.measured, self.predicted, self.waits_s, self.from_memory, self.counts)
+        networks = [Sums(*one) for one in zip(*(column[take] for column in columns), strict=True)]
+        return compose(
+            networks, samples_s, overhead_s=OVERHEAD_S, shortest_s=-2 * KERNEL_S, waits=WAITS, near_bytes=NEAR
+        )
 
     def said(self, found: Composition, sums: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The networks' seconds as a composition says them."""
@@ -274,6 +277,18 @@ def test_weights_that_a_network_keeps_near_cost_it_less_than_rows_hold_and_other
     few, many = (count * inside_s + composition.memory_s([(gemm, FLOAT, count)]) for count in (1, 120))
     assert few == pytest.approx(inside_s) and few < seconds < many / 120
     assert composition.inside_s(gemm, FLOAT, 2e-5) >= 0.25 * 2e-5
+
+
+def test_the_sums_of_a_network_are_those_of_its_kernels() -> None:
+    gemm, add = Gemm(1, 512, 500), Elementwise("add", (1, 64, 128, 128))
+    found = sums_of([(gemm, FLOAT, 3, 5e-5, 6e-5), (add, INT8, 2, 1e-4, 9e-5)], WAITS, NEAR)
+    said = {
+        name: seconds for name, *seconds in zip(ROLES, found.measured, found.predicted, strict=True) if any(seconds)
+    }
+    assert said == {"float product": pytest.approx([1.5e-4, 1.8e-4]), "int8 data": pytest.approx([2e-4, 1.8e-4])}
+    layers = [(gemm, FLOAT, 3), (add, INT8, 2)]
+    assert found.wait_s == pytest.approx(network_wait_s(layers, WAITS) - 3 * row_wait_s(gemm, FLOAT, 5e-5, WAITS))
+    assert found.kernels == 5 and found.from_memory.tolist() == bytes_from_memory(layers, NEAR).tolist()
 
 
 def test_large_tensors_push_out_weights_and_each_other() -> None:
