@@ -182,7 +182,7 @@ def test_bad_files_are_refused_with_what_to_do(tmp_path: Path, fit: Fit) -> None
         (flipped, r"damaged, or that something else wrote; run `hwcost fit` again"),
         (pack(head, arrays), r"lacks the array .*run `hwcost fit` again"),
         (
-            _with_head(data, {"version": 9}),
+            _with_head(data, {"version": FIT_VERSION + 1}),
             rf"is not a fit of version {FIT_VERSION}: version: .*run `hwcost fit` again",
         ),
         (_with_head(data, {"format": "other"}), rf"is not a fit of version {FIT_VERSION}: format: "),

@@ -84,7 +84,7 @@ def test_what_a_family_draws_runs_at_every_precision_and_makes_what_it_says(name
                 else:
                     filled = {op.output_elements}
                     if isinstance(op, Boundary) and op.function == "reorder_input":  # the last block is filled up
-                        filled = {op.output_elements // op.shape[1] * (-op.shape[1] // -b * b) for b in (1, 8, 16)}
+                        filled = {op.output_elements // op.shape[1] * -(-op.shape[1] // b) * b for b in (1, 8, 16)}
                     assert answers[0].size in filled, op
 
 
