@@ -7,10 +7,11 @@ kernels has a factor, close to 1, and every change from one kernel to another ma
 Weights are waited for as long as it takes from where they are: a cache, if one holds all that a network goes through
 until it comes back to them, or memory. How long a byte takes from where is measured, with one kernel in ever more
 copies (`hwcost.weights`). The copies that a row was timed with had to come from somewhere, too: that wait is taken off
-the row, and the network's is added. Large tensors cost time by the byte, the more the larger what a call touches, its
-working set. What only moves or maps tensors finds them in the second cache when it is timed, and often not in a
-network, whatever that needs in all. All this is what makes the predictions of the measured networks right, by the
-median of their passes: a network is wanted as it usually runs.
+the row, and the network's is added. So has what the runtime itself keeps of every kernel, small things that lie apart:
+each is waited for by itself, as long as for so many bytes of weights. Large tensors cost time by the byte, the more the
+larger what a call touches, its working set. What only moves or maps tensors finds them in the second cache when it is
+timed, and often not in a network, whatever that needs in all. All this is what makes the predictions of the measured
+networks right, by the median of their passes: a network is wanted as it usually runs.
 """
 
 import math
@@ -53,10 +54,11 @@ ROLES: Final = get_args(Role)
 STREAMS: Final = get_args(Stream)
 _POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
 _SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
-_SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25] + [2e-11] * len(STREAMS) + [0.4])
+_SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25, 5e4] + [2e-11] * len(STREAMS) + [0.4])
 """Standard deviations before anything is known: of a factor around 1, of what waits for weights count around 1, of
-seconds per byte around 0, and of seconds per kernel around 0, in shortest kernels."""
-_BOUNDS: Final = np.array([-np.inf] * len(ROLES) + [-1.0] + [0.0] * len(STREAMS) + [-np.inf]) / _SPREADS
+bytes that a kernel is waited for around 0, of seconds per byte around 0, and of seconds per kernel around 0, in
+shortest kernels."""
+_BOUNDS: Final = np.array([-np.inf] * len(ROLES) + [-1.0, 0.0] + [0.0] * len(STREAMS) + [-np.inf]) / _SPREADS
 """Neither a wait nor a byte ever saves time: the least that any of them may change by, in those deviations."""
 _KNOWN: Final = len(ROLES) + 1
 """Sums that are seconds already: of the roles, and of the waits for weights."""
@@ -99,9 +101,9 @@ def waits_of(streams: Sequence[WeightStream]) -> tuple[Wait, ...]:
 
 class Composition(BaseModel):
     """What was learnt: a factor per role of kernels, seconds that every kernel takes longer (or less long) among
-    others, how long weights are waited for, the bytes of the second cache, seconds per byte of tensors that caches do
-    not hold, and the half-widths (natural logarithm) of a network's interval, where its kernels were measured and where
-    they are predicted."""
+    others, how long weights are waited for, how many times that counts, and for how many bytes as long a kernel's own
+    things; the bytes of the second cache, seconds per byte of tensors that caches do not hold, and the half-widths
+    (natural logarithm) of a network's interval, where its kernels were measured and where they are predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -109,6 +111,8 @@ class Composition(BaseModel):
     factors: dict[Role, PositiveFloat]
     kernel_s: float
     waits: tuple[Wait, ...] = ()
+    waited: NonNegativeFloat = 1.0
+    kernel_bytes: NonNegativeFloat = 0.0
     near_bytes: PositiveFloat
     s_per_byte: dict[Stream, NonNegativeFloat]
     measured_width: NonNegativeFloat
@@ -116,14 +120,16 @@ class Composition(BaseModel):
 
     def inside_s(self, op: Operator, precision: Precision, seconds: float) -> float:
         """Seconds inside a network of a kernel that takes so many by itself, were all weights in the nearest cache."""
-        waited_s = row_wait_s(op, precision, seconds, self.waits)
+        waited_s = self.waited * row_wait_s(op, precision, seconds, self.waits)
         return max(seconds * self.factors[role(op, precision)] + self.kernel_s - waited_s, _LEAST * seconds)
 
     def memory_s(self, layers: Layers) -> float:
-        """Seconds of one call that a network waits for weights, and for tensors that caches do not hold."""
+        """Seconds of one call that a network waits for weights and what belongs to kernels, and for tensors that caches
+        do not hold."""
         kernels = list(layers)
         found = bytes_from_memory(kernels, self.near_bytes) @ [self.s_per_byte[name] for name in STREAMS]
-        return float(found) + network_wait_s(kernels, self.waits)
+        wait_s, kernels_s = network_wait_s(kernels, self.waits)
+        return float(found) + self.waited * wait_s + self.kernel_bytes * kernels_s
 
     def slower(self, factor: float) -> "Composition":
         """That of a device whose kernels all take so many times as long."""
@@ -134,12 +140,13 @@ class Composition(BaseModel):
 
 class Sums(NamedTuple):
     """What the kernels of a network amount to in one call: seconds by role, as measured and as predicted without having
-    been fitted on [roles]; seconds that it waits for weights longer than its rows did; bytes from memory [streams]; and
-    how many kernels it executes."""
+    been fitted on [roles]; seconds that it waits for weights longer than its rows did, and that it would wait for one
+    byte of every kernel; bytes from memory [streams]; and how many kernels it executes."""
 
     measured: Values
     predicted: Values
     wait_s: float
+    kernels_wait_s: float
     from_memory: Values
     kernels: float
 
@@ -169,12 +176,13 @@ def row_wait_s(op: Operator, precision: Precision, seconds: float, waits: Sequen
     return stored * _wait_s(count * stored + min(count, TURNS) * moved, waits)
 
 
-def network_wait_s(layers: Layers, waits: Sequence[Wait]) -> float:
-    """How long one call of a network waits for its weights."""
+def network_wait_s(layers: Layers, waits: Sequence[Wait]) -> tuple[float, float]:
+    """How long one call of a network waits for its weights, and for one byte of every kernel."""
     if not waits:
-        return 0.0
+        return 0.0, 0.0
     count, moved, stored, _ = _columns(layers)
-    return float((count * stored).sum()) * _wait_s(_working_set(count, moved, stored), waits)
+    byte_s = _wait_s(_working_set(count, moved, stored), waits)
+    return float((count * stored).sum()) * byte_s, float(count.sum()) * byte_s
 
 
 def _wait_s(between: float, waits: Sequence[Wait]) -> float:
@@ -193,10 +201,12 @@ def sums_of(
         by_role[:, ROLES.index(role(op, precision))] += count * np.array(seconds)
     rows_wait_s = sum(count * row_wait_s(op, precision, own_s, waits) for op, precision, count, own_s, _ in kernels)
     layers = [(op, precision, count) for op, precision, count, _, _ in kernels]
+    wait_s, kernels_wait_s = network_wait_s(layers, waits)
     return Sums(
         measured=by_role[0],
         predicted=by_role[1],
-        wait_s=network_wait_s(layers, waits) - rows_wait_s,
+        wait_s=wait_s - rows_wait_s,
+        kernels_wait_s=kernels_wait_s,
         from_memory=bytes_from_memory(layers, near_bytes),
         kernels=sum(count for _, _, count in layers),
     )
@@ -238,9 +248,9 @@ def _between(size: Values | float, low: float, high: float) -> Values:
 
 
 def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
-    """The change of each factor from 1 and of how much waits count, seconds per byte, and shortest kernels per kernel:
-    least squares on relative errors with a normal prior; networks that nothing explains count less (Huber), and neither
-    a wait nor a byte saves time."""
+    """The change of each factor from 1 and of how much waits count, bytes of a kernel, seconds per byte, and shortest
+    kernels per kernel: least squares on relative errors with a normal prior; networks that nothing explains count less
+    (Huber), and neither a wait nor a byte saves time."""
     shares = sums / whole_s[:, None] * _SPREADS
     target = 1 - (overhead_s + sums[:, :_KNOWN].sum(axis=1)) / whole_s
     free = np.ones(len(_SPREADS), dtype=bool)
@@ -289,7 +299,7 @@ def compose(
     networks left out.
     """
     whole = np.array([median(passes) for passes in samples_s])
-    rest = [[one.wait_s, *one.from_memory, shortest_s * one.kernels] for one in networks]
+    rest = [[one.wait_s, one.kernels_wait_s, *one.from_memory, shortest_s * one.kernels] for one in networks]
     design, unseen = (np.hstack([[getattr(one, name) for one in networks], rest]) for name in ("measured", "predicted"))
     left_out = _left_out(design, overhead_s, whole)
     widths = [conformal_width(np.abs(np.log(_ratios(sums, left_out, overhead_s, whole)))) for sums in (design, unseen)]
@@ -298,9 +308,11 @@ def compose(
         networks=len(whole),
         factors=dict(zip(ROLES, (1 + change[: len(ROLES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]) * shortest_s,
-        waits=tuple(wait.times(max(1 + float(change[len(ROLES)]), 0.0)) for wait in waits),
+        waits=tuple(waits),
+        waited=max(1 + float(change[_KNOWN - 1]), 0.0),
+        kernel_bytes=float(change[_KNOWN]),
         near_bytes=near_bytes,
-        s_per_byte=dict(zip(STREAMS, change[_KNOWN:-1].tolist(), strict=True)),
+        s_per_byte=dict(zip(STREAMS, change[_KNOWN + 1 : -1].tolist(), strict=True)),
         measured_width=widths[0],
         predicted_width=max(widths),
     )

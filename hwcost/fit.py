@@ -34,7 +34,7 @@ from hwcost.profiles import PrecisionField, Profile, Row, Source
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
 # 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold. 7: lines of
 # rests by thirds, weights used once by the last cache. 8: what neighbours leave of the last cache. 9: waits for weights
-# as they are measured, pixels that are doubled.
+# and kernels as they are measured, pixels that are doubled.
 FIT_VERSION: Final = 9
 
 BASELINES = ("flops", "roofline")

@@ -27,7 +27,7 @@ from hwcost.profiles import WeightStream
 
 FACTORS = np.array([1.02, 0.97, 1.06, 1.05, 0.96, 1.04, 1.1, 0.94])
 RATES = np.array([1.5e-11, 1e-11])
-WAITED = 0.8
+WAITED, KERNEL_BYTES = 0.8, 3e4
 KERNEL_S = -1.5e-7
 OVERHEAD_S = 8e-6
 MEBIBYTE = 1024**2
@@ -64,14 +64,16 @@ class Made:
         self.from_memory = size[:, None] * rng.uniform(0, 6e9, (count, len(STREAMS)))
         self.waits_s = size * rng.uniform(-0.1, 0.3, count)
         self.counts = np.exp(rng.uniform(np.log(10), np.log(300), count)).round()
+        self.kernels_wait_s = self.counts * rng.uniform(0, 5e-11, count)
         self.whole_s = OVERHEAD_S + self.measured @ FACTORS + WAITED * self.waits_s
-        self.whole_s += self.from_memory @ RATES + self.counts * KERNEL_S
+        self.whole_s += self.from_memory @ RATES + self.counts * KERNEL_S + KERNEL_BYTES * self.kernels_wait_s
         self.whole_s *= np.exp(rng.normal(0, noise, count))
         self.passes = np.exp(rng.normal(0, drift, (3, count)))
 
     def compose(self, take: slice = slice(None)) -> Composition:
         samples_s: list[list[float]] = (self.whole_s * self.passes).T[take].tolist()
-        columns = (self.measured, self.predicted, self.waits_s, self.from_memory, self.counts)
+        waits = (self.waits_s, self.kernels_wait_s)
+        columns = (self.measured, self.predicted, *waits, self.from_memory, self.counts)
         networks = [Sums(*one) for one in zip(*(column[take] for column in columns), strict=True)]
         return compose(
             networks, samples_s, overhead_s=OVERHEAD_S, shortest_s=-2 * KERNEL_S, waits=WAITS, near_bytes=NEAR
@@ -79,7 +81,8 @@ class Made:
 
     def said(self, found: Composition, sums: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The networks' seconds as a composition says them."""
-        memory = self.from_memory @ rates(found) + waited(found) * self.waits_s
+        memory = self.from_memory @ rates(found) + found.waited * self.waits_s
+        memory = memory + found.kernel_bytes * self.kernels_wait_s
         return OVERHEAD_S + sums @ factors(found) + memory + self.counts * found.kernel_s
 
 
@@ -91,18 +94,14 @@ def rates(found: Composition) -> npt.NDArray[Any]:
     return np.array([found.s_per_byte[name] for name in STREAMS])
 
 
-def waited(found: Composition) -> float:
-    """How many times the waits that were measured a composition holds."""
-    return found.waits[-1].s_per_byte / WAITS[-1].s_per_byte
-
-
 def test_known_factors_and_rates_are_found_again() -> None:
     made = Made(120)
     found = made.compose()
     assert found.networks == 120
     np.testing.assert_allclose(factors(found), FACTORS, atol=0.035)
     np.testing.assert_allclose(rates(found), RATES, atol=6e-12)
-    assert waited(found) == pytest.approx(WAITED, abs=0.1)
+    assert found.waited == pytest.approx(WAITED, abs=0.1) and found.waits == WAITS
+    assert found.kernel_bytes == pytest.approx(KERNEL_BYTES, rel=0.2)
     assert found.kernel_s == pytest.approx(KERNEL_S, abs=8e-8)
     np.testing.assert_allclose(made.said(found, made.measured), made.whole_s, rtol=0.02)
 
@@ -123,13 +122,13 @@ def test_neither_tensors_nor_waits_ever_make_a_network_faster() -> None:
     made.whole_s = OVERHEAD_S + made.measured.sum(axis=1) - made.from_memory @ RATES * 0.5
     assert (rates(made.compose()) >= 0).all()
     made.whole_s = OVERHEAD_S + made.measured.sum(axis=1) - made.waits_s
-    assert waited(made.compose()) == 0
+    assert made.compose().waited == 0
 
 
 def test_waits_count_as_they_were_measured_where_networks_say_nothing_of_them() -> None:
     made = Made()
     made.waits_s = np.zeros(32)
-    assert waited(made.compose()) == pytest.approx(1)
+    assert made.compose().waited == pytest.approx(1)
 
 
 @pytest.mark.parametrize("times", [0.5, 2.0, 10.0])
@@ -252,12 +251,12 @@ def test_waits_are_what_a_byte_takes_longer_than_from_the_nearest_cache_and_neve
 def test_a_network_waits_for_its_weights_the_longer_the_more_it_goes_through() -> None:
     gemm = Gemm(1, 1024, 255)  # 1 MiB of weights and biases
     rates_s = [
-        network_wait_s([(gemm, FLOAT, count)], WAITS) / (count * MEBIBYTE) for count in (1, 2, 4, 16, 45, 64, 500)
+        network_wait_s([(gemm, FLOAT, count)], WAITS)[0] / (count * MEBIBYTE) for count in (1, 2, 4, 16, 45, 64, 500)
     ]
     assert rates_s[0] == pytest.approx(0, abs=1e-13) and rates_s[2:4] == pytest.approx([2e-11, 2e-11], rel=0.01)
     assert rates_s[1] == pytest.approx(1e-11, rel=0.02) and rates_s[4] == pytest.approx(4.5e-11, rel=0.05)
     assert rates_s[5:] == pytest.approx([7e-11, 8e-11], rel=0.01)
-    assert network_wait_s([(gemm, FLOAT, 9)], ()) == network_wait_s([], WAITS) == 0
+    assert network_wait_s([(gemm, FLOAT, 9)], ()) == network_wait_s([], WAITS) == (0, 0)
 
 
 def test_a_row_waited_for_the_weights_of_all_its_copies() -> None:
@@ -270,7 +269,7 @@ def test_a_row_waited_for_the_weights_of_all_its_copies() -> None:
 
 
 def test_weights_that_a_network_keeps_near_cost_it_less_than_rows_hold_and_others_more() -> None:
-    composition = FLAT.model_copy(update={"waits": WAITS})
+    composition = FLAT.model_copy(update={"waits": WAITS, "waited": 1.0})
     gemm, seconds = Gemm(1, 512, 500), 5e-5  # 1 MB, of which a row went through 4
     inside_s = composition.inside_s(gemm, FLOAT, seconds)
     assert inside_s == pytest.approx(seconds - 4 * (gemm.weights + 500) * 2e-11, rel=0.01)
@@ -287,13 +286,26 @@ def test_the_sums_of_a_network_are_those_of_its_kernels() -> None:
     }
     assert said == {"float product": pytest.approx([1.5e-4, 1.8e-4]), "int8 data": pytest.approx([2e-4, 1.8e-4])}
     layers = [(gemm, FLOAT, 3), (add, INT8, 2)]
-    assert found.wait_s == pytest.approx(network_wait_s(layers, WAITS) - 3 * row_wait_s(gemm, FLOAT, 5e-5, WAITS))
+    wait_s, kernels_s = network_wait_s(layers, WAITS)
+    assert found.wait_s == pytest.approx(wait_s - 3 * row_wait_s(gemm, FLOAT, 5e-5, WAITS))
+    assert found.kernels_wait_s == kernels_s > 0
     assert found.kernels == 5 and found.from_memory.tolist() == bytes_from_memory(layers, NEAR).tolist()
+
+
+def test_what_belongs_to_kernels_is_waited_for_as_well_where_a_network_goes_through_much() -> None:
+    gemm, relu = Gemm(1, 1024, 240), Elementwise("relu", (1, 8))
+    composition = FLAT.model_copy(update={"waits": WAITS, "kernel_bytes": 5e4})
+    near, far = ([(gemm, FLOAT, count), (relu, FLOAT, 200)] for count in (1, 200))
+    assert composition.memory_s(near) == 0
+    more_s = composition.memory_s(far) - FLAT.model_copy(update={"waits": WAITS}).memory_s(far)
+    assert more_s == pytest.approx(400 * 5e4 * 8e-11)
+    halved = composition.model_copy(update={"waited": 0.5})
+    assert composition.memory_s(far) - halved.memory_s(far) == pytest.approx(0.5 * network_wait_s(far, WAITS)[0])
 
 
 def test_large_tensors_push_out_weights_and_each_other() -> None:
     small, add = Gemm(1, 512, 500), Elementwise("add", (1, 64, 128, 128))  # 1 MiB; reads and writes three of 4 MiB
-    waits = [network_wait_s([(small, FLOAT, 1), *more], WAITS) for more in ([], [(add, FLOAT, 2)])]
+    waits = [network_wait_s([(small, FLOAT, 1), *more], WAITS)[0] for more in ([], [(add, FLOAT, 2)])]
     assert waits[0] == pytest.approx(0, abs=1e-7) and waits[1] == pytest.approx(4 * (small.weights + 500) * 2e-11)
     assert not bytes_from_memory([(small, FLOAT, 1)], NEAR).any()
     tensors, _ = bytes_from_memory([(small, FLOAT, 1), (add, FLOAT, 2)], NEAR).tolist()
@@ -318,15 +330,15 @@ def test_what_maps_tensors_loses_them_from_the_second_cache_where_a_network_need
 
 def test_weights_are_counted_as_wide_as_they_are() -> None:
     conv = Conv.square(448, 448, 4, 3)  # 7 MiB in float
-    in_float = network_wait_s([(conv, FLOAT, 40)], WAITS)
-    in_int8 = network_wait_s([(conv, Precision(8, 8, "u8s8"), 160)], WAITS)
+    in_float, _ = network_wait_s([(conv, FLOAT, 40)], WAITS)
+    in_int8, _ = network_wait_s([(conv, Precision(8, 8, "u8s8"), 160)], WAITS)
     assert in_float == pytest.approx(40 * (4 * conv.weights + 4 * 448) * 8e-11)
     assert in_int8 == pytest.approx(160 * (conv.weights + 8 * 448) * 8e-11)
 
 
 def test_of_a_table_only_the_rows_that_are_looked_up_are_touched() -> None:
     table = Node("Gather", ("=float32[200000,64]", "int64[1,40]"), ("float32[1,40,64]",), '{"axis":0}')
-    assert not bytes_from_memory([(table, FLOAT, 1)], NEAR).any() and network_wait_s([(table, FLOAT, 1)], WAITS) == 0
+    assert not bytes_from_memory([(table, FLOAT, 1)], NEAR).any() and network_wait_s([(table, FLOAT, 1)], WAITS)[0] == 0
     assert row_wait_s(table, FLOAT, 1e-6, WAITS) == 0
 
 
@@ -341,7 +353,8 @@ def test_a_slower_device_waits_longer_for_memory_and_between_kernels() -> None:
     composition = Made().compose()
     slower = composition.slower(3.0)
     np.testing.assert_allclose(rates(slower), 3 * rates(composition))
-    assert waited(slower) == pytest.approx(3 * waited(composition))
+    assert [wait.s_per_byte for wait in slower.waits] == pytest.approx([3 * wait.s_per_byte for wait in WAITS])
+    assert (slower.waited, slower.kernel_bytes) == (composition.waited, composition.kernel_bytes)
     assert slower.kernel_s == pytest.approx(3 * composition.kernel_s) and slower.factors == composition.factors
 
 
