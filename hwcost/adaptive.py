@@ -44,13 +44,12 @@ _MANY_LOOPS: Final = {place + 1 for place, way in enumerate(WAYS) if way.removep
 _ENOUGH, _ENOUGH_OF_LOOPS = 6, 16
 _ENOUGH_ALIKE: Final = (2, 2, 2, 0, 1)
 """Rows from which on a kind of kernel is drawn as often as the prior has it: in all by its way, more where a dozen
-loops have costs of their own, and those that move as many bytes, by how many of `_reaches` these are beyond."""
+loops have costs of their own, and those that move as many bytes, by how many of `_REACHES` and of the last cache these are beyond."""
 _FIRST_BYTES: Final = (1 / 4, 4, 1 / 64)
 """What the rows of every kind with which a sample begins move, over the second cache, as near as there are: one of a
 size that is common, one that tells what a byte costs beyond it, one that tells what a call costs."""
 _REACHES: Final = (WHOLLY_HELD, WHOLLY_SPILLED, 2 * WHOLLY_SPILLED)
-"""What moves between so many times the second cache is alike, and what moves more than the last one."""
-_LEAST: Final = 1e-6
+"""What moves between so many times the second cache is alike, and what moves more than the last one holds."""
 _AHEAD: Final = 100
 """Among so many next operators of a family at least those of rare kinds are looked for."""
 
@@ -67,7 +66,8 @@ class AdaptiveSample:
         self, seed: int, requests_of: Callable[[Operator], tuple[Request, ...]], hardware: Hardware | None = None
     ) -> None:
         self._seed, self._requests_of, self._hardware = seed, requests_of, hardware or Hardware()
-        self._last = self._hardware.l3 / self._hardware.l2
+        self._cache = self._hardware.l2 or Hardware.l2
+        self._last = self._hardware.l3 / self._cache
         self._streams = family_streams(seed)
         self._next: defaultdict[str, list[_Drawn]] = defaultdict(list)
         self._rows: Counter[_Kind] = Counter()
@@ -130,7 +130,6 @@ class AdaptiveSample:
         ahead = self._ahead(name)
         if not ahead:
             return ()
-
         place = min(range(len(ahead)), key=lambda place: self._held(ahead[place]))
         found, kinds = ahead.pop(place)
         self._rows.update(kind for kind, _ in kinds)
@@ -143,7 +142,7 @@ class AdaptiveSample:
         _, kinds = drawn
         fewest, moved = min(((self._rows[kind], moved) for kind, moved in kinds), default=(len(_FIRST_BYTES), 0.0))
         if fewest < len(_FIRST_BYTES):
-            return fewest - len(_FIRST_BYTES), abs(math.log(max(moved, _LEAST) / _FIRST_BYTES[fewest]))
+            return fewest - len(_FIRST_BYTES), abs(math.log(moved / _FIRST_BYTES[fewest]))
         rows = (self._rows[kind] / _enough(kind) for kind, _ in kinds)
         near = ((kind, self._reach(moved)) for kind, moved in kinds)
         alike = (self._alike[one] / enough for one in near if (enough := _ENOUGH_ALIKE[one[1]]))
@@ -159,7 +158,7 @@ class AdaptiveSample:
         def described(op: Operator, precision: Precision) -> tuple[_Kind, float]:
             of_one_row = isinstance(op, Gemm) and op.m == 1 and not _narrow(precision)
             kind = family(op), precision, next(ways), of_one_row
-            return kind, bytes_moved(op, precision) / self._hardware.l2
+            return kind, max(bytes_moved(op, precision), 1) / self._cache
 
         return [(tuple(found), tuple(described(op, precision) for op, precision in found)) for found in requests]
 

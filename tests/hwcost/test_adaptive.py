@@ -128,6 +128,11 @@ def test_a_kind_has_a_row_that_the_last_cache_does_not_hold() -> None:
             assert max(moved) > 8 * 1024**2
 
 
+def test_a_machine_that_tells_of_no_second_cache_is_sampled_like_a_common_one() -> None:
+    requests = [AdaptiveSample(1, lambda op: ((op, FLOAT),), Hardware(l2=l2)).draw({"relu": 9}) for l2 in (0, 2**19)]
+    assert requests[0] == requests[1]
+
+
 def test_a_family_that_has_no_more_ends_quietly() -> None:
     sample = AdaptiveSample(0, lambda op: ((op, INT8),) if isinstance(op, Pool) else ())
     assert sample.draw({"no such family": 3}) == ()
