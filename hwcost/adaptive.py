@@ -44,7 +44,8 @@ _MANY_LOOPS: Final = {place + 1 for place, way in enumerate(WAYS) if way.removep
 _ENOUGH, _ENOUGH_OF_LOOPS = 6, 16
 _ENOUGH_ALIKE: Final = (2, 2, 2, 0, 1)
 """Rows from which on a kind of kernel is drawn as often as the prior has it: in all by its way, more where a dozen
-loops have costs of their own, and those that move as many bytes, by how many of `_REACHES` and of the last cache these are beyond."""
+loops have costs of their own, and those that move as many bytes, by how many of `_REACHES` and of what the last cache
+holds these are beyond."""
 _FIRST_BYTES: Final = (1 / 4, 4, 1 / 64)
 """What the rows of every kind with which a sample begins move, over the second cache, as near as there are: one of a
 size that is common, one that tells what a byte costs beyond it, one that tells what a call costs."""
