@@ -86,9 +86,6 @@ class Wait(BaseModel):
     bytes: PositiveFloat
     s_per_byte: NonNegativeFloat
 
-    def times(self, factor: float) -> "Wait":
-        return self.model_copy(update={"s_per_byte": self.s_per_byte * factor})
-
 
 def waits_of(streams: Sequence[WeightStream]) -> tuple[Wait, ...]:
     """From seconds per byte, by how many bytes came between, to what waiting is of them: the mean of the passes, less
@@ -134,7 +131,7 @@ class Composition(BaseModel):
     def slower(self, factor: float) -> "Composition":
         """That of a device whose kernels all take so many times as long."""
         rates = {name: seconds * factor for name, seconds in self.s_per_byte.items()}
-        waits = tuple(wait.times(factor) for wait in self.waits)
+        waits = tuple(Wait(bytes=wait.bytes, s_per_byte=wait.s_per_byte * factor) for wait in self.waits)
         return self.model_copy(update={"kernel_s": self.kernel_s * factor, "s_per_byte": rates, "waits": waits})
 
 

@@ -15,7 +15,7 @@ TURNS: Final = 3
 """Places that the copies of a kernel take turns with, in one run of a timing."""
 _RUN_S: Final = 3e-4
 """A run holds copies for at least this long."""
-MOST_COPIES: Final = 256
+_MOST_COPIES: Final = 256
 _MOST_CONSTANT_BYTES: Final = 4 * 1024**2
 _MOST_L3: Final = 64 * 1024**2
 """A guest of a large machine is told the cache of all its cores; of what one core streams, this much stays there."""
@@ -84,5 +84,5 @@ def spilled(moved: NDArray[Any] | float, cache: float) -> NDArray[np.float64]:
 def row_copies(constant_bytes: int, kernel_s: float) -> int:
     """How many copies of a kernel that takes so long, each with constants of its own, make a run long enough to be
     timed well, within bounds of size."""
-    most = max(1, min(MOST_COPIES, _MOST_CONSTANT_BYTES // max(1, constant_bytes)))
+    most = max(1, min(_MOST_COPIES, _MOST_CONSTANT_BYTES // max(1, constant_bytes)))
     return min(max(math.ceil(_RUN_S / kernel_s), 1), most)
