@@ -7,6 +7,9 @@ times error: the error that a quick predictor makes on operators of the family t
 ones held out together. It follows from the first timing of every row alone, and from the seed, so it can be decided
 again.
 
+Where whole networks are measured, their kernels come beside the sample, so that an hour in which all takes long leaves
+fewer of both.
+
 Of a family's next operators whichever is of a kind that has hardly any rows comes first, so that rare kinds have enough
 to be fitted on; and so does what moves as many bytes, beside the caches of the machine, as hardly any row of its kind,
 for what a byte costs changes there.
@@ -15,7 +18,7 @@ for what a byte costs changes there.
 import math
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 from typing import Final
@@ -51,6 +54,9 @@ _FIRST_BYTES: Final = (1 / 4, 4, 1 / 64)
 size that is common, one that tells what a byte costs beyond it, one that tells what a call costs."""
 _REACHES: Final = (WHOLLY_HELD, WHOLLY_SPILLED, 2 * WHOLLY_SPILLED)
 """What moves between so many times the second cache is alike, and what moves more than the last one holds."""
+_BESIDE: Final = 0.6
+"""Share of what stands beside the sample in a batch, counted in operators: one of the sample is a row or two."""
+_BESIDE_NAME: Final = "whole networks"
 _AHEAD: Final = 100
 """Among so many next operators of a family at least those of rare kinds are looked for."""
 
@@ -61,12 +67,18 @@ _Drawn = tuple[tuple[Request, ...], tuple[tuple[_Kind, float], ...]]
 
 
 class AdaptiveSample:
-    """Operators of all families, a batch at a time; `requests_of` says what is measured of one."""
+    """Operators of all families, a batch at a time; `requests_of` says what is measured of one. What stands `beside`
+    them comes in its order, and takes half of the time until it ends."""
 
     def __init__(
-        self, seed: int, requests_of: Callable[[Operator], tuple[Request, ...]], hardware: Hardware | None = None
+        self,
+        seed: int,
+        requests_of: Callable[[Operator], tuple[Request, ...]],
+        hardware: Hardware | None = None,
+        beside: Iterable[Request] = (),
     ) -> None:
         self._seed, self._requests_of, self._hardware = seed, requests_of, hardware or Hardware()
+        self._beside, self._taken = list(dict.fromkeys(beside)), 0
         self._cache = self._hardware.l2 or Hardware.l2
         self._last = self._hardware.l3 / self._cache
         self._streams = family_streams(seed)
@@ -79,6 +91,11 @@ class AdaptiveSample:
 
     def choose(self, size: int, rows: Sequence[tuple[Request, float]]) -> dict[str, int]:
         """How many operators of which family come next, `size` in all, given the latencies so far in seconds."""
+        beside = min(math.ceil(_BESIDE * size), len(self._beside) - self._taken)
+        families = self._of_families(size - beside, rows)
+        return {**families, _BESIDE_NAME: beside} if beside else families
+
+    def _of_families(self, size: int, rows: Sequence[tuple[Request, float]]) -> dict[str, int]:
         errors = held_out_errors(rows, self._seed, self._hardware)
         self._errors = np.array(list(errors.values()))
         if lacking := self._lacking([request for request, _ in rows]):
@@ -98,6 +115,10 @@ class AdaptiveSample:
         """What is measured of the next operators of these families; fewer where a family has no more."""
         requests: list[Request] = []
         for name, count in families.items():
+            if name == _BESIDE_NAME:
+                requests += self._beside[self._taken : self._taken + count]
+                self._taken += count
+                continue
             self._dealt[name] += count
             for _ in range(count):
                 found = self._drawn(name)

@@ -27,12 +27,11 @@ from hwcost.graph import supported_precisions
 from hwcost.journal import Batch, Conditions, Journal
 from hwcost.ops import INT8, Operator, Precision
 from hwcost.profiles import Int8Form, Machine, Profile, Realisation, Row
-from hwcost.runtime import Here, Runtime, UnusableError
+from hwcost.runtime import Here, Runtime
 from hwcost.sampling import sampled_requests
 from hwcost.timing import Request, Survey, Take, Task, Timings
 from hwcost.units import format_seconds
-from hwcost.weights import time_weights, weight_streams
-from hwcost.whole import WholeNetwork, time_network, whole_networks
+from hwcost.whole import NetworkRuns
 
 Progress = Callable[[int, int, str], None]
 """`progress(done, total, what)`."""
@@ -55,10 +54,6 @@ _WAIT_SHARE: Final = 0.1
 """Share of the time left that may be spent waiting for that."""
 _SLOW: Final = 0.05
 """How much slower the references run in a stage that is reported."""
-_WHOLE_PASSES: Final = 4
-"""Timings of a whole network after those of the operators, beside the one before."""
-_WHOLE_SHARE: Final = 0.3
-"""Share of the budget for all timings of whole networks; where somebody disturbs them there are fewer."""
 _BURST_ATTEMPTS: Final = 20
 _BURST_PAUSE_S: Final = 0.5
 
@@ -413,40 +408,20 @@ def profile_machine(
         return tuple(request for request in sampled_requests(op, site.int8_form) if wanted(request[1]))
 
     with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
-        whole: list[tuple[WholeNetwork, list[float], float]] = []
-        left_out: list[str] = []
-        for network in whole_networks(Path(folder), networks, seed, runtime, left_out.append):
-            start_s = clock.now()
-            try:
-                run_s = time_network(network, threads, seed, runtime)
-            except UnusableError:
-                raise
-            except MeasurementError as error:
-                left_out.append(f"{network.name}: {error}")
-                continue
-            whole.append((network, [run_s], clock.now() - start_s))
-            if progress is not None:
-                progress(len(whole), 2 * networks, f"whole networks: {network.name}")
-        streams: list[dict[int, float]] = []
-        if whole:
-            streams.append(time_weights(runtime, site.int8_form, seed, threads))
-        once_s, whole_passes = sum(took_s for _, _, took_s in whole), _WHOLE_PASSES
-        if budget_s is not None and whole:
-            whole_passes = min(max(int(_WHOLE_SHARE * budget_s / max(once_s, 1e-9)) - 1, 1), _WHOLE_PASSES)
-        budget_left_s = None if budget_s is None else budget_s - (clock.now() - began_s) - whole_passes * once_s
-        layers = [
-            (op, precision.usual_on(site.int8_form)) for network, _, _ in whole for op, precision in network.layers
-        ]
+        runs = NetworkRuns(Path(folder), networks, site.int8_form, seed=seed, threads=threads, runtime=runtime)
+        passes_s = runs.first(clock.now, budget_s, progress or (lambda done, total, what: None))
+        budget_left_s = None if budget_s is None else budget_s - (clock.now() - began_s) - passes_s
+        sampling = widen and budget_s is not None
         found = measure_operators(
             [
                 *requests,
                 *((op, precision.usual_on(site.int8_form)) for op, precision in exact),
-                *layers,
+                *([] if sampling else runs.kernels()),
                 *(request for op in sampled for request in of_sample(op)),
             ],
             int8_form=site.int8_form,
             machine=site.machine,
-            sample=AdaptiveSample(seed, of_sample, hardware) if widen else None,
+            sample=AdaptiveSample(seed, of_sample, hardware, beside=runs.kernels()) if sampling else None,
             passes=passes,
             seed=seed,
             budget_s=budget_left_s,
@@ -456,11 +431,7 @@ def profile_machine(
             take=timings.take,
             clock=clock,
         )
-        for _ in range(whole_passes):
-            for network, samples_s, _ in whole:
-                samples_s.append(time_network(network, threads, seed, runtime))
-        if whole:
-            streams.append(time_weights(runtime, site.int8_form, seed, threads))
+        runs.again((row.operator, row.precision) for row in found.rows)
     return Profile(
         device=device,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -468,10 +439,10 @@ def profile_machine(
         int8_form=site.int8_form,
         run_overhead_s=found.run_overhead_s,
         noise_floor=found.noise_floor,
-        notes=(*site.warnings, *found.notes, *(f"a whole network was left out, {text}" for text in left_out)),
+        notes=(*site.warnings, *found.notes, *(f"a whole network was left out, {text}" for text in runs.left_out)),
         realisations=tuple(unpacked_realisations(found.rows)),
-        weights=weight_streams(streams, found.run_overhead_s),
-        networks=tuple(network.measured(samples_s) for network, samples_s, _ in whole),
+        weights=runs.weights(found.run_overhead_s),
+        networks=runs.networks(),
         rows=found.rows,
     )
 

@@ -140,6 +140,23 @@ def test_a_family_that_has_no_more_ends_quietly() -> None:
     assert len(sample.draw({"max": 3})) == 3
 
 
+def test_what_stands_beside_a_sample_comes_in_its_order_and_leaves_it_half_of_the_time() -> None:
+    kernels = _sample(5).draw({"dense convolution": 40, "relu": 40})
+    alone, sample = _sample(), AdaptiveSample(0, lambda op: sampled_requests(op, "u8u8"), beside=(*kernels, *kernels))
+    came, others = list[Request](), list[Request]()
+    while len(came) < len(kernels):
+        batch = sample.choose(80, [])
+        assert sum(batch.values()) == 80
+        of_families = {name: count for name, count in batch.items() if name in SHARES}
+        drawn, expected = sample.draw(batch), alone.draw(of_families)
+        beside = [one for one in drawn if one not in expected]
+        assert len(beside) <= 1.5 * len(expected)
+        assert len(expected) <= 1.5 * len(beside) or len(came) + len(beside) == len(kernels)
+        came, others = [*came, *beside], [*others, *expected]
+    assert tuple(came) == kernels
+    assert set(sample.choose(80, [])) <= set(SHARES)
+
+
 def test_its_state_names_the_held_out_error() -> None:
     sample = _sample()
     assert sample.state() == ""

@@ -74,3 +74,11 @@ def test_whole_networks_come_with_what_weights_cost_and_are_run_as_often_as_the_
         assert {len(network.samples_s) for network in profile.networks} == {passes}
         assert all(len(stream.s_per_byte) == 2 for stream in profile.weights)
         assert len(waits_of(profile.weights)) == len(profile.weights) > 5
+
+
+def test_networks_whose_kernels_a_budget_does_not_reach_are_left_out_and_counted() -> None:
+    add = Elementwise("add", (1, 8, 8, 8))
+    profile = profile_machine([add], device="here", networks=1, passes=1, budget_s=0.5, widen=True)
+    assert not profile.networks
+    assert {row.operator for row in profile.rows} == {add}
+    assert any("2 of them: not all of their kernels were timed" in note for note in profile.notes)
