@@ -45,7 +45,7 @@ from hwcost.predictors import load_predictor, predictor_names
 from hwcost.pricing import CostModel
 from hwcost.profiles import Profile, Row, write_profile
 from hwcost.runtime import Here, time_model
-from hwcost.speed import anchors, machine_speed, time_anchors
+from hwcost.speed import anchors, speed_between, time_anchors
 
 BENCHMARK: Final = Benchmark("predictors", __doc__ or "")
 PASSES: Final = 6
@@ -224,11 +224,6 @@ def timed(layers: Sequence[Layer], path: Path, seed: int, profile: Profile) -> P
     found = with_rows(found, (at_speed(row, speed) for row in found.rows))
     write_profile(found, path)
     return found
-
-
-def speed_between(rows: Sequence[Row], before_s: Sequence[float], after_s: Sequence[float]) -> float:
-    """How fast the machine was between two timings of these rows, over its speed when it was profiled."""
-    return statistics.mean(machine_speed(rows, [times]) or 1.0 for times in (before_s, after_s))
 
 
 def at_speed(row: Row, speed: float) -> Row:

@@ -10,6 +10,7 @@ each other is timed together, one after the other, in every stage, and the quiet
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
@@ -23,6 +24,8 @@ from hwcost.space import SearchSpace
 from hwcost.timing import Request
 from hwcost.units import format_seconds
 
+AGREEMENT: Final = 0.015
+"""How far the two shortest timings of a settled row lie apart at most, as a share; quiet machines repeat within it."""
 _REPEATS: Final = 3
 """Timings per stage of what every row leans on."""
 _LEAST_NOISE: Final = 0.005
@@ -84,6 +87,12 @@ _HELD: Final = Point("held", ((Elementwise("relu", (1, HELD_ELEMENTS)), FLOAT),)
 TOGETHER: Final = (FEW, MANY, _SHORT, _HELD, *_ALONE.values(), _FEW_TURNS, _MANY_TURNS)
 """Points whose differences count."""
 BASIS: Final = (*TOGETHER, *REFERENCES)
+
+
+def settled(samples_s: Sequence[float]) -> bool:
+    """Whether a row needs no further timing: the two shortest agree."""
+    shortest = sorted(samples_s)[:2]
+    return len(shortest) == 2 and shortest[1] <= shortest[0] * (1 + AGREEMENT)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def shipped_profile(device: "DeviceClass", precisions: "tuple[Precision, ...] | 
             f"a profile holds precisions that have a kernel, got {', '.join(map(str, precisions))}: "
             "ask for w8a8, narrower weights run on its kernels"
         )
-    return found.model_copy(update={"rows": rows})
+    return found.changed(rows=rows)
 
 
 def _emulate(device: "DeviceClass", target: Path, emulated: Callable[..., "Profile"]) -> "Profile":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hwcost.hardware import Hardware, spilled
 from hwcost.ops import Conv, Gemm, Node, Operator, Pool, Precision
 from hwcost.profiles import Int8Form, Machine
-from hwcost.sizes import ROUTES, SIZES, operands, reduced_axes, sizes, sound, turned_softmax
+from hwcost.sizes import ROUTES, SIZES, operands, reduced_axes, sizes, sound, stepped_axis, turned_softmax
 from hwcost.tiling import ALGORITHMS, WORK, Columns, convolution_work, product_work
 
 _GENERAL = (
@@ -183,7 +183,8 @@ def family(op: Operator) -> str:
     """Operators that one predictor can describe: `conv.dense`, `conv.depthwise`, `conv.grouped`, `gemm`,
     `pool.<function>`, `pool.average.whole`, `elementwise.<function>`, `boundary.<function>`, `node.<type>`, the last
     with what makes a node of a type another kernel: `node.arithmetic.scalar`, `node.ReduceMean.rows`,
-    `node.Softmax.turned` (not over the last axis), `node.Resize.linear.last` (channels last)."""
+    `node.Softmax.turned` (not over the last axis), `node.Slice.steps` (along it), `node.Resize.linear.last` (channels
+    last)."""
     if isinstance(op, Conv):
         return f"conv.{'depthwise' if op.depthwise else 'grouped' if op.groups > 1 else 'dense'}"
     if isinstance(op, Gemm):
@@ -222,6 +223,8 @@ def _loops(op: Node) -> str:
         return "" if op.domain else "alone"  # ONNX's, without a projection
     if turned_softmax(op):
         return "turned"
+    if op.op_type == "Slice":
+        return "steps" if stepped_axis(op) == len(reads[0].shape) - 1 else ""  # one element at a time
     if op.op_type in _REDUCTIONS:
         axes, shape = reduced_axes(op), reads[0].shape
         if not axes:

@@ -34,8 +34,8 @@ from hwcost.profiles import PrecisionField, Profile, Row, Source
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
 # 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold. 7: lines of
 # rests by thirds, weights used once by the last cache. 8: what neighbours leave of the last cache. 9: waits for weights
-# and kernels as they are measured, pixels that are doubled.
-FIT_VERSION: Final = 9
+# and kernels as they are measured, pixels that are doubled. 10: few rows by relatives and what their work adds.
+FIT_VERSION: Final = 10
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -47,6 +47,8 @@ _MOST_BYTES = 2**28
 _RELATIVES = {("node.", "elementwise.", "boundary."): 8, ("conv.",): 24}
 """Families that are relatives, and of how few rows one of them may borrow from the others."""
 _LEAST_RELATIVES = 8
+_NO_RELATIVES: Final = ("boundary.reshape",)
+"""Families that do nothing with what they are handed: of moving data they tell nothing."""
 _TWINS = (("elementwise.add", "elementwise.mul"),)
 """Families that in float are one loop but for an instruction, which waits for memory: each is fitted on the rows of
 both. In 8 bits their arithmetic differs, and tells."""
@@ -104,7 +106,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[9] = FIT_VERSION
+    version: Literal[10] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int
@@ -246,7 +248,7 @@ def _relatives(
     rows = [
         row
         for (other, at), found in groups.items()
-        if other not in own and at == precision and other.startswith(kinds)
+        if other not in (*own, *_NO_RELATIVES) and at == precision and other.startswith(kinds)
         for row in found
     ]
     if len(groups[name, precision]) >= few or len(rows) < _LEAST_RELATIVES:

@@ -73,7 +73,7 @@ def import_profile(
     missing = missing_for_search(profile)
     if missing:
         note = f"a search needs some operators of every family, and this table has none of {', '.join(missing)}"
-        profile = profile.model_copy(update={"notes": (*profile.notes, note)})
+        profile = profile.changed(notes=(*profile.notes, note))
     return profile
 
 

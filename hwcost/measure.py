@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from hwcost.adaptive import AdaptiveSample
-from hwcost.basis import BASIS, FEW, MANY, TOGETHER, Basis, Point
+from hwcost.basis import AGREEMENT, BASIS, FEW, MANY, TOGETHER, Basis, Point, settled
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
 from hwcost.features import hardware_of
 from hwcost.graph import supported_precisions
@@ -36,8 +36,6 @@ from hwcost.whole import NetworkRuns
 Progress = Callable[[int, int, str], None]
 """`progress(done, total, what)`."""
 
-AGREEMENT: Final = 0.015
-"""How far the two shortest timings of a settled row lie apart at most, as a share; quiet machines repeat within it."""
 DEFAULT_PASSES: Final = 5
 
 _FIRST_SHARE: Final = 0.65
@@ -99,12 +97,6 @@ class Measurements:
     noise_floor: float
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-def settled(samples_s: Sequence[float]) -> bool:
-    """Whether a row needs no further timing: the two shortest agree."""
-    shortest = sorted(samples_s)[:2]
-    return len(shortest) == 2 and shortest[1] <= shortest[0] * (1 + AGREEMENT)
 
 
 def measure_operators(
@@ -431,20 +423,18 @@ def profile_machine(
             take=timings.take,
             clock=clock,
         )
-        runs.again((row.operator, row.precision) for row in found.rows)
-    return Profile(
-        device=device,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        machine=site.machine,
-        int8_form=site.int8_form,
-        run_overhead_s=found.run_overhead_s,
-        noise_floor=found.noise_floor,
-        notes=(*site.warnings, *found.notes, *(f"a whole network was left out, {text}" for text in runs.left_out)),
-        realisations=tuple(unpacked_realisations(found.rows)),
-        weights=runs.weights(found.run_overhead_s),
-        networks=runs.networks(),
-        rows=found.rows,
-    )
+        profile = Profile(
+            device=device,
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            machine=site.machine,
+            int8_form=site.int8_form,
+            run_overhead_s=found.run_overhead_s,
+            noise_floor=found.noise_floor,
+            notes=(*site.warnings, *found.notes),
+            realisations=tuple(unpacked_realisations(found.rows)),
+            rows=found.rows,
+        )
+        return runs.again(profile) if networks else profile
 
 
 def unpacked_realisations(rows: Sequence[Row]) -> Iterator[Realisation]:

@@ -359,6 +359,8 @@ def _tensors(texts: tuple[str, ...]) -> tuple[TensorType, ...]:
     return tuple(TensorType.parse(text) for text in texts if text)
 
 
+_PARTIAL: Final = ("Slice", "Gather")
+"""Types of nodes that read no more than they write, however long the tensor is that it is taken from."""
 BRANCHING: Final = ("PRelu", "Where")
 """Types of nodes that take one way or another by every element of what they read first."""
 
@@ -462,4 +464,6 @@ def bytes_moved(op: Operator, precision: Precision) -> int:
         reads = 4 * op.input_elements
     if isinstance(op, Node):
         reads = sum(tensor.bytes for tensor in op.reads if not tensor.constant)
+        if op.op_type in _PARTIAL:
+            reads = min(reads, activation_bytes(op, precision))
     return reads + activation_bytes(op, precision) + weight_bytes(op, precision)

@@ -247,10 +247,13 @@ class Profile(BaseModel):
         older.check_same_machine(self.machine)
         kept = {layer: row for layer, row in older._by_layer.items() if row.source != "adapted"}
         rows = {**kept, **self._by_layer}
-        fields = {name: getattr(self, name) for name in Profile.model_fields}
         whole = self if self.networks else older
-        both = {"networks": whole.networks, "weights": whole.weights, "rows": tuple(rows.values())}
-        return Profile.model_validate({**fields, **both})
+        return self.changed(networks=whole.networks, weights=whole.weights, rows=tuple(rows.values()))
+
+    def changed(self, **fields: object) -> "Profile":
+        """The same but for these fields, and with a digest of its own, which a copy would not have."""
+        own = {name: getattr(self, name) for name in Profile.model_fields}
+        return Profile.model_validate({**own, **fields})
 
 
 def check_device_name(device: str) -> None:

@@ -297,6 +297,8 @@ def _node_sizes(op: Node) -> dict[str, int]:
             "read_bytes": written.bytes + (0 if indices.values else indices.bytes),
             "scratch": 1 if table.constant else own["scratch"],
         }
+    if op.op_type == "Slice":  # as long as what it takes
+        own |= {"input_elements": written.elements, "read_bytes": written.bytes}
     if op.op_type == "QLinearConcat":
         scaled = zip(op.inputs[2::3], op.inputs[3::3], strict=True)
         own["mapped"] = sum(TensorType.parse(x).elements for x, scale in scaled if not scale.endswith(":1"))
@@ -380,6 +382,8 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
         return math.prod(read) // max(math.prod(written), 1), 6
     if op.op_type == "BatchNormalization" and len(read) > 2:
         return math.prod(read[2:]), 7
+    if op.op_type == "Slice" and (stepped := stepped_axis(op)) is not None:
+        return _alike(read[stepped + 1 :], written[stepped + 1 :]), 0
     if op.op_type in _COPYING:
         return _alike(read, written, partial=True), 0
     if op.op_type == "Pow":
@@ -399,6 +403,16 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
     if span < math.prod(written):
         return span, 6 if follows else 7
     return (span if op.op_type in _BROADCASTING else 0), 0
+
+
+def stepped_axis(op: Node) -> int | None:
+    """The innermost axis along which a slice takes not every element, as far as its constants tell."""
+    rank = len(op.reads[0].shape)
+    told = [TensorType.parse(text).values for text in op.inputs[3:5] if text]
+    if len(told) < 2 or not all(told):
+        return None
+    axes, steps = ([int(value) for value in text.split(",")] for text in told)
+    return max((axis % rank for axis, step in zip(axes, steps, strict=True) if abs(step) != 1), default=None)
 
 
 def _doubles(op: Node, read: Sequence[int], written: Sequence[int], attributes: Mapping[str, Any]) -> bool:

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
+from hwcost.basis import settled
 from hwcost.features import family
-from hwcost.measure import settled
 from hwcost.profiles import Profile, Row
 from hwcost.runtime import Runtime
 from hwcost.timing import Task, Timings
@@ -58,3 +58,8 @@ def machine_speed(rows: Sequence[Row], passes: Sequence[Sequence[float]]) -> flo
     now_s = [min(times) for times in zip(*passes, strict=True)]
     ratios = [row.latency_s / seconds for row, seconds in zip(rows, now_s, strict=True) if 0 < seconds < float("inf")]
     return statistics.median(ratios) if len(ratios) >= _LEAST else None
+
+
+def speed_between(rows: Sequence[Row], before_s: Sequence[float], after_s: Sequence[float]) -> float:
+    """How fast the machine was between two timings of these rows: the mean of both, 1 where too few could be timed."""
+    return statistics.fmean(machine_speed(rows, [times]) or 1.0 for times in (before_s, after_s))

@@ -1,12 +1,14 @@
 """Whole networks, run where operators are measured: what a sum of kernels misses is learnt from them.
 
-They run once before their kernels are timed, and again after. How long weights are waited for is measured beside them,
-both times (`hwcost.weights`): it tells how a network finds its own from how its rows found theirs.
+They are looked at before their kernels are timed, and timed after, at the speed that the machine had for its rows:
+some of these are timed again between them (`hwcost.speed`). How long weights are waited for is measured both times
+(`hwcost.weights`): it tells how a network finds its own from how its rows found theirs.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +17,10 @@ from hwcost.files import write_atomically
 from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.prior.networks import random_network
-from hwcost.profiles import Int8Form, Network, Part, WeightStream
+from hwcost.profiles import Int8Form, Network, Part, Profile
 from hwcost.quantising import INT8_STYLES, quantised
 from hwcost.runtime import Runtime, UnusableError, time_model
+from hwcost.speed import anchors, speed_between, time_anchors
 from hwcost.timing import Request
 from hwcost.weights import time_weights, weight_streams
 
@@ -26,10 +29,13 @@ _LEAST_NETWORKS: Final = 8
 _SHARE: Final = 1 / 15
 """Networks per second of a measurement's budget: drawing, running and measuring the kernels of one takes a sixth."""
 _TIME_S: Final = 0.25
-_PASSES: Final = 4
-"""Timings of a network after those of the operators, beside the one before."""
+_LOOK_S: Final = 0.05
+"""How long a network runs in one pass, and in the look that says what a pass takes."""
+_PASSES, _LEAST_PASSES = 4, 2
 _PASSES_SHARE: Final = 0.3
-"""Share of the budget for all timings of networks; where somebody disturbs them there are fewer."""
+"""Share of the budget for all passes over networks; where somebody disturbs them there are fewer."""
+_BETWEEN: Final = 16
+"""Networks between two timings of what tells the machine's speed."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,10 @@ def _read(name: str, path: Path, runtime: Runtime, left_out: Callable[[str], Non
         yield WholeNetwork(name, path, tuple((op, precision) for _, op, precision in found.layers))
 
 
-def time_network(network: WholeNetwork, threads: int, seed: int, runtime: Runtime) -> float:
+def time_network(network: WholeNetwork, threads: int, seed: int, runtime: Runtime, seconds: float = _TIME_S) -> float:
     """Seconds of one call, the minimum of one pass in a session of its own."""
     feeds = example_feeds(load_model(network.path), seed)
-    latency_s, _ = time_model(network.path, feeds, threads=threads, seconds=_TIME_S, passes=1, runtime=runtime)
+    latency_s, _ = time_model(network.path, feeds, threads=threads, seconds=seconds, passes=1, runtime=runtime)
     return latency_s
 
 
@@ -100,61 +106,65 @@ class NetworkRuns:
     def __init__(self, folder: Path, count: int, form: Int8Form, *, seed: int, threads: int, runtime: Runtime) -> None:
         self._folder, self._count, self._form = folder, count, form
         self._seed, self._threads, self._runtime = seed, threads, runtime
-        self._timed: list[tuple[WholeNetwork, list[float]]] = []
+        self._networks: list[WholeNetwork] = []
         self._weights: list[dict[int, float]] = []
+        self._passes = _PASSES
         self.left_out: list[str] = []
 
     def first(
         self, now: Callable[[], float], budget_s: float | None, progress: Callable[[int, int, str], None]
     ) -> float:
-        """The first pass, `now` being seconds of a clock; answers how many seconds all `again` will take, of a budget
-        for the whole measurement."""
+        """A look at each, `now` being seconds of a clock; answers how many seconds `again` will take, of a budget for
+        the whole measurement."""
         spent_s = 0.0
         for network in whole_networks(self._folder, self._count, self._seed, self._runtime, self.left_out.append):
             began_s = now()
             try:
-                run_s = time_network(network, self._threads, self._seed, self._runtime)
+                time_network(network, self._threads, self._seed, self._runtime, _LOOK_S)
             except UnusableError:
                 raise
             except MeasurementError as error:
                 self.left_out.append(f"{network.name}: {error}")
                 continue
-            spent_s += now() - began_s
-            self._timed.append((network, [run_s]))
-            progress(len(self._timed), 2 * self._count, f"whole networks: {network.name}")
-        self._passes = _PASSES
+            spent_s += now() - began_s + _TIME_S - _LOOK_S
+            self._networks.append(network)
+            progress(len(self._networks), 2 * self._count, f"whole networks: {network.name}")
         if budget_s is not None:
-            self._passes = min(max(int(_PASSES_SHARE * budget_s / max(spent_s, 1e-9)) - 1, 1), _PASSES)
+            self._passes = min(max(int(_PASSES_SHARE * budget_s / max(spent_s, 1e-9)), _LEAST_PASSES), _PASSES)
         self._time_weights()
         return self._passes * spent_s
 
     def kernels(self) -> list[Request]:
         """Those of the networks, one after the other, as a profile of this int8 form names them."""
-        return [kernel for network, _ in self._timed for kernel in self._kernels(network)]
+        return [kernel for network in self._networks for kernel in self._kernels(network)]
 
-    def again(self, known: Iterable[Request]) -> None:
-        """Further passes, over those networks whose kernels are all `known`: nothing is learnt from others."""
-        known = set(known)
-        whole = [one for one in self._timed if known.issuperset(self._kernels(one[0]))]
-        if len(whole) < len(self._timed):
-            self.left_out.append(f"{len(self._timed) - len(whole)} of them: not all of their kernels were timed")
-        self._timed = whole
-        for _ in range(self._passes):
-            for network, samples_s in self._timed:
-                samples_s.append(time_network(network, self._threads, self._seed, self._runtime))
+    def again(self, profile: Profile) -> Profile:
+        """The profile, and with it the passes over those networks of whose kernels it has all rows: nothing is learnt
+        from others. They are told at the speed that the machine had when the rows were timed."""
+        known = {(row.operator, row.precision) for row in profile.rows}
+        networks = [network for network in self._networks if known.issuperset(self._kernels(network))]
+        if len(networks) < len(self._networks):
+            self.left_out.append(f"{len(self._networks) - len(networks)} of them: not all of their kernels were timed")
+        samples_s: list[list[float]] = [[] for _ in networks]
+        rows = anchors(profile) if networks else ()
+        before_s = time_anchors(profile, rows, self._runtime)
+        for _, start in product(range(self._passes), range(0, len(networks), _BETWEEN)):
+            some = range(start, min(start + _BETWEEN, len(networks)))
+            seconds = [time_network(networks[place], self._threads, self._seed, self._runtime) for place in some]
+            after_s = time_anchors(profile, rows, self._runtime)
+            speed, before_s = speed_between(rows, before_s, after_s), after_s
+            for place, latency_s in zip(some, seconds, strict=True):
+                samples_s[place].append(latency_s * speed)
         self._time_weights()
-
-    def networks(self) -> tuple[Network, ...]:
-        """What a profile keeps of them."""
-        return tuple(network.measured(samples_s) for network, samples_s in self._timed)
-
-    def weights(self, overhead_s: float) -> tuple[WeightStream, ...]:
-        """How long weights were waited for, a call of the runtime taking so many seconds."""
-        return weight_streams(self._weights, overhead_s)
+        return profile.changed(
+            notes=(*profile.notes, *(f"a whole network was left out, {text}" for text in self.left_out)),
+            weights=weight_streams(self._weights, profile.run_overhead_s),
+            networks=tuple(network.measured(passes) for network, passes in zip(networks, samples_s, strict=True)),
+        )
 
     def _kernels(self, network: WholeNetwork) -> list[Request]:
         return [(op, precision.usual_on(self._form)) for op, precision in network.layers]
 
     def _time_weights(self) -> None:
-        if self._timed:
+        if self._networks:
             self._weights.append(time_weights(self._runtime, self._form, self._seed, self._threads))

@@ -138,6 +138,13 @@ def test_a_node_is_described_along_the_axis_that_it_works_on() -> None:
     assert _row(biased, FLOAT)["log_run"] == pytest.approx(math.log(64)) and _row(biased, FLOAT)["route_spans"]
     sliced = Node("Slice", ("float32[1,8,6,6]", "=int64[1]:4"), ("float32[1,4,6,6]",))
     assert _row(sliced, FLOAT)["log_run"] == pytest.approx(math.log(4 * 36))
+    assert _row(sliced, FLOAT)["log_read_bytes"] == pytest.approx(math.log(4 * 4 * 36))
+    every_other = "=int64[1]:0", "=int64[1]:6", "=int64[1]:2", "=int64[1]:2"
+    rows = Node("Slice", ("float32[1,8,6,6]", *every_other), ("float32[1,8,3,6]",))
+    assert family(rows) == "node.Slice" and _row(rows, FLOAT)["log_run"] == pytest.approx(math.log(6))
+    every_other = "=int64[2]:0,0", "=int64[2]:6,6", "=int64[2]:-1,2", "=int64[2]:-2,2"
+    both = Node("Slice", ("float32[1,8,6,6]", *every_other), ("float32[1,8,3,3]",))
+    assert family(both) == "node.Slice.steps" and _row(both, FLOAT)["log_runs"] == pytest.approx(math.log(72))
     columns = Node("ReduceMean", ("float32[1,50,32]",), ("float32[1,1,32]",), '{"axes":[1],"keepdims":1}')
     assert _row(columns, FLOAT)["route_repeats"] and _row(columns, FLOAT)["log_run"] == pytest.approx(math.log(32))
     root, square = (Node("Pow", ("float32[9]", f"=float32[]:{power}"), ("float32[9]",)) for power in ("0.5", "2"))

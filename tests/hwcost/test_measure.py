@@ -14,10 +14,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from hwcost.agent import stopwatch
+from hwcost.basis import settled
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
 from hwcost.graph import supported_precisions
 from hwcost.machine import detect_machine
-from hwcost.measure import Measurements, measure_operators, profile_machine, settled
+from hwcost.measure import Measurements, measure_operators, profile_machine
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Operator, Pool, Precision
 from hwcost.profiles import read_profile, write_profile
 from hwcost.runtime import Here, time_model

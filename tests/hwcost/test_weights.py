@@ -10,7 +10,7 @@ import pytest
 from hwcost.composition import waits_of
 from hwcost.measure import profile_machine
 from hwcost.ops import Elementwise
-from hwcost.profiles import Profile, read_profile, write_profile
+from hwcost.profiles import read_profile, write_profile
 from hwcost.runtime import Array, Given, Here, RefusedError, UnusableError
 from hwcost.testing import plausible_profile
 from hwcost.weights import time_weights, weight_streams
@@ -61,15 +61,14 @@ def test_a_profile_keeps_what_weights_cost_and_one_without_is_written_as_ever(tm
     plain = plausible_profile([Elementwise("add", (1, 8, 8, 8))])
     assert b'"weights":' not in plain.to_json().partition(b'"rows"')[0]
     streams = weight_streams([{2**20: 1e-3, 2**21: 3e-3}], 1e-6)
-    fields = {name: getattr(plain, name) for name in Profile.model_fields}
-    profile = Profile.model_validate(fields | {"weights": streams})
+    profile = plain.changed(weights=streams)
     write_profile(profile, tmp_path / "one.json")
     assert read_profile(tmp_path / "one.json") == profile and profile.digest != plain.digest
 
 
 def test_whole_networks_come_with_what_weights_cost_and_are_run_as_often_as_the_budget_allows() -> None:
     add = Elementwise("add", (1, 8, 8, 8))
-    for budget_s, passes in ((0.5, 2), (None, 5)):
+    for budget_s, passes in ((0.5, 2), (None, 4)):
         profile = profile_machine([add], device="here", networks=1, passes=1, budget_s=budget_s)
         assert {len(network.samples_s) for network in profile.networks} == {passes}
         assert all(len(stream.s_per_byte) == 2 for stream in profile.weights)

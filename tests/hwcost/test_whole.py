@@ -1,0 +1,63 @@
+"""Whole networks of a profile: at which speed they are told, and which are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hwcost.measure import profile_machine
+from hwcost.ops import FLOAT, Elementwise
+from hwcost.profiles import Profile
+from hwcost.runtime import Here
+from hwcost.whole import NetworkRuns
+
+LATENCY_S = 2e-4
+
+
+def _says(seconds: float) -> Here:
+    """A runtime in which everything takes so long."""
+
+    def timer(run: Callable[[], object], _: float) -> float:
+        run()
+        return seconds
+
+    return Here(timer)
+
+
+def _runs(folder: Path, seconds: float) -> NetworkRuns:
+    runs = NetworkRuns(folder, 1, "u8s8", seed=3, threads=1, runtime=_says(seconds))
+    assert runs.first(lambda: 0.0, None, lambda done, total, what: None) > 0
+    return runs
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """The kernels of both networks, all said to take `LATENCY_S`."""
+    kernels = _runs(tmp_path_factory.mktemp("networks"), 1e-3).kernels()
+    found = profile_machine([], exact=kernels, device="here", passes=1, skip_unsupported=True)
+    said = {"latency_s": LATENCY_S, "interval_s": (LATENCY_S, LATENCY_S), "samples_s": (LATENCY_S,) * 2, "copies": 1}
+    return found.model_copy(update={"rows": tuple(row.model_copy(update=said) for row in found.rows)})
+
+
+@pytest.mark.parametrize("times", [0.8, 1.0, 2.0])
+def test_networks_are_told_at_the_speed_of_the_rows(profile: Profile, tmp_path: Path, times: float) -> None:
+    run_s = profile.run_overhead_s + times * LATENCY_S
+    found = _runs(tmp_path, run_s).again(profile)
+    assert [len(network.samples_s) for network in found.networks] == [4, 4]
+    for network in found.networks:
+        assert network.samples_s == pytest.approx([run_s / times] * 4)
+    assert found.rows == profile.rows and found.digest != profile.digest
+
+
+def test_a_network_without_all_of_its_rows_is_left_out(profile: Profile, tmp_path: Path) -> None:
+    runs = _runs(tmp_path, 1e-3)
+    int8 = {kernel for kernel in runs.kernels() if kernel[1] != FLOAT}
+    rows = [row for row in profile.rows if (row.operator, row.precision) not in int8]
+    found = runs.again(profile.model_copy(update={"rows": tuple(rows)}))
+    assert [network.name for network in found.networks] == ["network 3/0 float"]
+    assert found.notes[-1] == "a whole network was left out, 1 of them: not all of their kernels were timed"
+
+
+def test_a_profile_without_networks_knows_nothing_of_weights() -> None:
+    profile = profile_machine([Elementwise("add", (1, 8, 8, 8))], device="here", precisions=[FLOAT], passes=1)
+    assert profile.networks == profile.weights == ()
