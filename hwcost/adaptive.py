@@ -30,7 +30,7 @@ from hwcost.errors import FitError
 from hwcost.features import WAYS, family, feature_matrix, way_of
 from hwcost.fit import grouped_folds
 from hwcost.hardware import WHOLLY_HELD, WHOLLY_SPILLED, Hardware
-from hwcost.ops import Gemm, Operator, Precision, bytes_moved
+from hwcost.ops import Conv, Gemm, Operator, Precision, bytes_moved
 from hwcost.predictors import load_predictor
 from hwcost.prior import FAMILIES
 from hwcost.sampling import family_streams
@@ -60,8 +60,8 @@ _BESIDE_NAME: Final = "whole networks"
 _AHEAD: Final = 100
 """Among so many next operators of a family at least those of rare kinds are looked for."""
 
-_Kind = tuple[str, Precision, int, bool]
-"""Family, precision, way of computing as `way_of` tells it, and whether it is a product of one row."""
+_Kind = tuple[str, Precision, int, int]
+"""Family, precision, way of computing as `way_of` tells it, and what else makes it another kernel, as `_apart` does."""
 _Drawn = tuple[tuple[Request, ...], tuple[tuple[_Kind, float], ...]]
 """What is measured of an operator, and of each of these the kind and the bytes that it moves, over the second cache."""
 
@@ -138,7 +138,7 @@ class AdaptiveSample:
         known = Counter(kind for _, kinds in self._described([measured]) for kind, _ in kinds)
         found = {}
         for name in FAMILIES:
-            wanted: Counter[tuple[str, int, bool]] = Counter()
+            wanted: Counter[tuple[str, int, int]] = Counter()
             for _, kinds in self._ahead(name):
                 for kind, _ in kinds:
                     alike, have = (kind[0], *kind[2:]), max(known[kind], self._rows[kind])
@@ -178,8 +178,7 @@ class AdaptiveSample:
         ways = iter(way_of(feature_matrix(chain(*requests), self._hardware)).tolist())
 
         def described(op: Operator, precision: Precision) -> tuple[_Kind, float]:
-            of_one_row = isinstance(op, Gemm) and op.m == 1 and not _narrow(precision)
-            kind = family(op), precision, next(ways), of_one_row
+            kind = family(op), precision, next(ways), _apart(op, precision)
             return kind, max(bytes_moved(op, precision), 1) / self._cache
 
         return [(tuple(found), tuple(described(op, precision) for op, precision in found)) for found in requests]
@@ -191,6 +190,16 @@ class AdaptiveSample:
         relative = np.expm1(self._errors)
         median, within = 100 * float(np.median(relative)), 100 * float(np.mean(relative <= 0.1))
         return f", held-out error {median:.1f} %, {within:.0f} % within 10 %"
+
+
+def _apart(op: Operator, precision: Precision) -> int:
+    """Whether it is a product of one row; and whether a float convolution makes a pass of its own over what it has
+    made, to clip it or for a function that costs more."""
+    if isinstance(op, Gemm):
+        return int(op.m == 1 and not _narrow(precision))
+    if isinstance(op, Conv) and precision.activation_bits > 8 and op.activation not in ("none", "relu"):
+        return 1 if op.activation == "clip" else 2
+    return 0
 
 
 def _narrow(precision: Precision) -> bool:
