@@ -44,8 +44,10 @@ what remains when a family has too few rows to compare."""
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 _LARGE_S = 20e-6
 _MOST_BYTES = 2**28
-_RELATIVES = {("node.", "elementwise.", "boundary."): 8, ("conv.",): 24}
-"""Families that are relatives, and of how few rows one of them may borrow from the others."""
+_RELATIVES: Final = ((("node.", "elementwise.", "boundary."), 8), (("conv.",), 24))
+_PRODUCTS: Final = ("gemm", "conv.dense", "node."), 24
+"""Families that are relatives, and of how few rows one of them may borrow from the others; those of a node that is a
+product of matrices are all products, whatever kernel lays out their weights."""
 _LEAST_RELATIVES = 8
 _NO_RELATIVES: Final = ("boundary.reshape",)
 """Families that do nothing with what they are handed: of moving data they tell nothing."""
@@ -243,22 +245,32 @@ def _relatives(
     name: str, precision: Precision, groups: Mapping[tuple[str, Precision], Sequence[Row]], profile: Profile
 ) -> Fitter | None:
     """Fits few rows from what their relatives cost; None for a family that needs or has none."""
-    kinds, few = next(((kinds, few) for kinds, few in _RELATIVES.items() if name.startswith(kinds)), ((), 0))
-    own = (name, *_twins(name, precision))
+    members, own = groups[name, precision], (name, *_twins(name, precision))
+    product = name.startswith("node.") and all(row.operator.macs for row in members)
+    kinds, few = _PRODUCTS if product else next((one for one in _RELATIVES if name.startswith(one[0])), ((), 0))
+    if len(members) >= few:
+        return None
     rows = [
-        row
+        (row.operator, at, row.latency_s)
         for (other, at), found in groups.items()
-        if other not in (*own, *_NO_RELATIVES) and at == precision and other.startswith(kinds)
+        if other.startswith(kinds)
+        and other not in (*own, *_NO_RELATIVES)
+        and (_bits(at) == _bits(precision) if product else at == precision)
         for row in found
     ]
-    if len(groups[name, precision]) >= few or len(rows) < _LEAST_RELATIVES:
+    features = feature_matrix((row[:2] for row in rows), hardware_of(profile.machine, profile.int8_form))
+    latency_s = np.array([latency_s for _, _, latency_s in rows])
+    if product:
+        alike = features[:, column("algorithm_product")] > 0
+        features, latency_s = features[alike], latency_s[alike]
+    if len(latency_s) < _LEAST_RELATIVES:
         return None
-    features = feature_matrix(
-        ((row.operator, precision) for row in rows), hardware_of(profile.machine, profile.int8_form)
-    )
-    latency_s = np.array([row.latency_s for row in rows])
     base = TiledPredictor.fit(features, latency_s, np.random.default_rng(0))
     return lambda features, latency_s, generator: BorrowedPredictor.adapt(base, features, latency_s)
+
+
+def _bits(precision: Precision) -> tuple[int, int]:
+    return precision.weight_bits, precision.activation_bits
 
 
 def _fit_family(

@@ -339,6 +339,21 @@ def _node_sizes(op: Node) -> dict[str, int]:
             "shape": 2,
             "constant": right.constant,
         }
+    if op.op_type == "ConvTranspose":  # filters times the input, and then every window is added to where it lies
+        (batch, channels, *plane), filters = op.reads[0].shape, op.reads[1].shape
+        groups, rows, columns = attributes.get("group", 1), math.prod(filters[1:]), math.prod(plane)
+        own |= {
+            "batch": batch * groups,
+            "in_channels": channels // groups,
+            "out_channels": columns,
+            "height": 1,
+            "width": 1,
+            "out_height": rows,
+            "out_width": 1,
+            "shape": 2,
+            "constant": False,
+            "mapped": batch * groups * rows * columns,
+        }
     return own
 
 
@@ -392,7 +407,7 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
         return 0, 8
     if op.op_type == "Resize" or (op.op_type == "Upsample" and not op.domain):
         return 0, 9 if _doubles(op, read, written, attributes) else 0
-    if "axis" in attributes or "MatMul" in op.op_type:
+    if "axis" in attributes or "MatMul" in op.op_type or op.op_type == "ConvTranspose":
         return 0, 0
     taken = operands(op)
     if op.op_type not in _BROADCASTING:  # a single number is a setting

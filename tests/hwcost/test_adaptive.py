@@ -101,6 +101,14 @@ def test_ways_to_convolve_that_few_networks_take_have_rows_enough_for_coefficien
         assert usual[product] < 10 <= rows[product]
 
 
+def test_a_float_convolution_that_clips_or_maps_what_it_made_is_a_kind_of_its_own() -> None:
+    for seed in range(3):
+        drawn = _sample(seed).draw({"depthwise convolution": 12})
+        passes = Counter(op.activation for op, at in drawn if isinstance(op, Conv) and at == FLOAT)
+        assert passes["clip"] >= 3 and passes["none"] + passes["relu"] >= 3
+        assert sum(passes.values()) - passes["clip"] - passes["none"] - passes["relu"] >= 3
+
+
 def test_small_and_large_ones_of_a_kind_have_rows_beside_the_second_cache_of_the_machine() -> None:
     cache, few, many = 2 * 1024**2, [], []
     for seed in range(5):

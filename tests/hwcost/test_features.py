@@ -149,6 +149,11 @@ def test_a_node_is_described_along_the_axis_that_it_works_on() -> None:
     assert _row(columns, FLOAT)["route_repeats"] and _row(columns, FLOAT)["log_run"] == pytest.approx(math.log(32))
     root, square = (Node("Pow", ("float32[9]", f"=float32[]:{power}"), ("float32[9]",)) for power in ("0.5", "2"))
     assert _row(root, FLOAT)["route_other"] and not _row(square, FLOAT)["route_other"]
+    filters = "=float32[32,24,2,2]", "=float32[24]"
+    grown = Node("ConvTranspose", ("float32[1,32,7,9]", *filters), ("float32[1,24,14,18]",), '{"group":1}')
+    assert _row(grown, FLOAT)["algorithm_product"] == 1.0 and not _row(grown, FLOAT)["route_spans"]
+    assert _row(grown, FLOAT)["log_packed"] == pytest.approx(math.log(32 * 63))
+    assert _row(grown, FLOAT)["log_costly"] == pytest.approx(math.log(24 * 4 * 63))
     product = Node("MatMul", ("float32[1,6,49,32]", "float32[1,6,32,49]"), ("float32[1,6,49,49]",))
     assert _row(product, FLOAT)["algorithm_product"] == 1.0
 

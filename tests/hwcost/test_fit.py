@@ -1,6 +1,8 @@
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,12 @@ import pytest
 
 from hwcost.archive import pack, unpack
 from hwcost.errors import FitError, UnknownPredictorError
-from hwcost.features import feature_matrix
+from hwcost.features import feature_matrix, hardware_of
 from hwcost.fit import FIT_VERSION, Fit, fit_path, fit_profile, grouped_folds, read_fit, spearman, write_fit
-from hwcost.ops import FLOAT, INT8, Conv, Elementwise, Gemm, Operator
+from hwcost.ops import FLOAT, INT8, Boundary, Conv, Elementwise, Gemm, Node, Operator, Precision, bytes_moved
 from hwcost.predictors import predictor_names
 from hwcost.profiles import Profile, write_profile
-from hwcost.testing import plausible_profile, random_convolutions
+from hwcost.testing import plausible_latency_s, plausible_profile, random_convolutions
 
 
 def _operators(count: int = 44) -> list[Operator]:
@@ -204,3 +206,53 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(save({"weight": np.zeros(3)}))
     with pytest.raises(FitError, match="is not a fit that can be read: a safetensors document without a head"):
         read_fit(path)
+
+
+def _few(op_type: str, sizes: Sequence[int], s_per_element: float) -> tuple[list[Node], list[float]]:
+    """Nodes that move data like any other, and take so much longer for each element."""
+    ops = [Node(op_type, (f"float32[1,{size}]",), (f"float32[1,{size}]",)) for size in sizes]
+    return ops, [
+        1e-6 + bytes_moved(op, FLOAT) / 4e9 + size * s_per_element for op, size in zip(ops, sizes, strict=True)
+    ]
+
+
+def test_three_rows_tell_what_a_function_adds_to_moving_data_and_reshapes_do_not_disturb_that() -> None:
+    known, unseen = [2_000, 60_000, 900_000], [700, 9_000, 25_000, 200_000, 3_000_000]
+    maps = [Elementwise("relu", (1, int(size))) for size in np.geomspace(500, 2e6, 30)]
+    reshapes = [Boundary("reshape", (1, int(size))) for size in np.geomspace(500, 2e6, 60)]
+    exps, exp_s = _few("Exp", known, 2e-9)
+    said = dict.fromkeys(reshapes, 3e-7) | dict(zip(exps, exp_s, strict=True))
+    plain = plausible_profile([*maps, *reshapes, *exps], precisions=(FLOAT,), noise=0.01)
+    rows = [
+        row.model_copy(update={"latency_s": told_s, "interval_s": (told_s, told_s)})
+        if (told_s := said.get(row.operator)) is not None
+        else row
+        for row in plain.rows
+    ]
+    fit = fit_profile(plain.changed(rows=tuple(rows)), names=["linear", "tiled"])
+    (report,) = (one for one in fit.report if one.family == "node.Exp")
+    assert {error.predictor: error for error in report.errors}["borrowed"].mape < 0.1
+    ops, expected_s = _few("Exp", unseen, 2e-9)
+    features = feature_matrix(((op, FLOAT) for op in ops), hardware_of(plain.machine, plain.int8_form))
+    assert fit.predict("node.Exp", FLOAT, features).latency_s == pytest.approx(expected_s, rel=0.15)
+
+
+def test_a_node_that_is_a_product_borrows_from_products_of_any_layout() -> None:
+    products = [Gemm(m, k, n) for m, k, n in itertools.product((16, 64, 196), (32, 96, 300), (24, 64, 200))]
+    plains = [Conv.square(taken, made, 14, 1) for taken, made in itertools.product((16, 48, 160), (32, 96, 256))]
+    nodes = [
+        Node("MatMul", (f"float32[1,{m},{k}]", f"float32[1,{k},{n}]"), (f"float32[1,{m},{n}]",))
+        for m, k, n in ((49, 32, 49), (196, 64, 196), (16, 200, 24))
+    ]
+    maps = [Elementwise("relu", (1, size)) for size in (500, 4_000, 30_000)]
+    floats = plausible_profile([*products, *nodes, *maps], precisions=(FLOAT,))
+    plain = plausible_profile(plains, precisions=(Precision.parse("w32a32:plain"),))
+    profile = floats.changed(rows=(*floats.rows, *plain.rows))
+    fit = fit_profile(profile, names=["linear"])
+    (report,) = (one for one in fit.report if one.family == "node.MatMul")
+    errors = {error.predictor: error for error in report.errors}
+    assert errors["borrowed"].mape < 0.3
+    unseen = Node("MatMul", ("float32[1,100,48]", "float32[1,48,100]"), ("float32[1,100,100]",))
+    features = feature_matrix([(unseen, FLOAT)], hardware_of(profile.machine, profile.int8_form))
+    law_s = plausible_latency_s(unseen, np.random.default_rng(0), 0.0, FLOAT)
+    assert fit.predict("node.MatMul", FLOAT, features).latency_s == pytest.approx([law_s], rel=0.3)
