@@ -46,6 +46,7 @@ from hwcost.pricing import CostModel
 from hwcost.profiles import Profile, Row, write_profile
 from hwcost.runtime import Here, time_model
 from hwcost.speed import anchors, speed_between, time_anchors
+from hwcost.timing import Timings
 
 BENCHMARK: Final = Benchmark("predictors", __doc__ or "")
 PASSES: Final = 6
@@ -168,17 +169,17 @@ def time_all(judged: Sequence[Judged], kept: Path, passes: int, profile: Profile
     """Until every network had so many passes, one after the other, a few networks between two looks at the machine's
     speed; these are kept as soon as they are there."""
     known: dict[str, list[tuple[float, float]]] = json.loads(kept.read_text()) if kept.exists() else {}
-    rows, runtime = anchors(profile), Here()
+    rows, timings = anchors(profile), Timings(Here())
     with progress("Running networks") as report:
         for number in range(passes):
             waiting = [one for one in judged if len(known.get(key_of(one), ())) <= number]
-            before_s = time_anchors(profile, rows, runtime) if waiting else []
+            before_s = time_anchors(profile, rows, timings) if waiting else []
             for start in range(0, len(waiting), ANCHORED):
                 some, seconds = waiting[start : start + ANCHORED], []
                 for one in some:
                     file = load_model(one.network.path)
                     seconds.append(time_model(one.network.path, example_feeds(file, 0), seconds=0.4, passes=1)[0])
-                after_s = time_anchors(profile, rows, runtime)
+                after_s = time_anchors(profile, rows, timings)
                 speed = speed_between(rows, before_s, after_s)
                 before_s = after_s
                 for one, latency_s in zip(some, seconds, strict=True):
@@ -205,7 +206,7 @@ def timed(layers: Sequence[Layer], path: Path, seed: int, profile: Profile) -> P
     """Rows of these kernels, kept at `path`, at the speed that the machine had when it was profiled."""
     if path.exists():
         return read_profile(path)
-    rows, here = anchors(profile), Here()
+    rows, here = anchors(profile), Timings(Here())
     before_s = time_anchors(profile, rows, here)
     with progress("Timing kernels of the networks") as report, Piped() as runtime:
         found = profile_machine(

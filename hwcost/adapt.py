@@ -20,13 +20,14 @@ from hwcost.errors import TransferError
 from hwcost.features import RANGE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.fit import FamilyReport, Fit, FittedFamily
 from hwcost.graph import other_kernels, supported_precisions
-from hwcost.measure import DEFAULT_PASSES, Clock, Progress, measure_operators
+from hwcost.measure import DEFAULT_PASSES, Clock, measure_operators
 from hwcost.ops import Operator, Precision
 from hwcost.predictors.shifted import ShiftedPredictor
 from hwcost.profiles import Int8Form, Machine, Profile, Row
 from hwcost.sibling import Shift, Sibling
 from hwcost.tables import read_rows
 from hwcost.timing import Site, Survey, Timings
+from hwcost.whole import Progress
 
 DEFAULT_SAMPLES: Final = 20
 _TABLE_NOISE: Final = 0.10

@@ -22,6 +22,7 @@ from hwcost.profiles import Machine, Profile
 from hwcost.runtime import Here, Runtime, time_model
 from hwcost.space import Layer
 from hwcost.speed import anchors, machine_speed, time_anchors
+from hwcost.timing import Timings
 
 _LISTED = 3
 """Nodes that an error names."""
@@ -286,7 +287,8 @@ def check_model(
     file = load_model(path, shapes)
     warnings = quietness(runtime.facts())
     rows = anchors(cost_model.profile)
-    before_s = time_anchors(cost_model.profile, rows, runtime)
+    timings = Timings(runtime)
+    before_s = time_anchors(cost_model.profile, rows, timings)
     feeds = example_feeds(file, seed)
     latency_s, samples_s = time_model(
         file.data(),
@@ -310,7 +312,7 @@ def check_model(
     except ModelError as error:  # it takes the model twice, which may be more than there is room for
         warnings = (*warnings, f"what each operator took is not known: {error}")
     spread = statistics.median(samples_s) / latency_s - 1
-    speed = machine_speed(rows, [before_s, time_anchors(cost_model.profile, rows, runtime)])
+    speed = machine_speed(rows, [before_s, time_anchors(cost_model.profile, rows, timings)])
     floor = max(spread, cost_model.profile.noise_floor)
     if speed is not None and abs(speed - 1) > max(_UNLIKE, floor):
         warnings = (

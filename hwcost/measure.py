@@ -31,10 +31,7 @@ from hwcost.runtime import Here, Runtime
 from hwcost.sampling import sampled_requests
 from hwcost.timing import Request, Survey, Take, Task, Timings
 from hwcost.units import format_seconds
-from hwcost.whole import NetworkRuns
-
-Progress = Callable[[int, int, str], None]
-"""`progress(done, total, what)`."""
+from hwcost.whole import NetworkRuns, Progress
 
 DEFAULT_PASSES: Final = 5
 
@@ -401,7 +398,8 @@ def profile_machine(
 
     with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
         runs = NetworkRuns(Path(folder), networks, site.int8_form, seed=seed, threads=threads, runtime=runtime)
-        passes_s = runs.first(clock.now, budget_s, progress or (lambda done, total, what: None))
+        told = progress or (lambda done, total, what: None)
+        passes_s = runs.first(clock.now, budget_s, told)
         budget_left_s = None if budget_s is None else budget_s - (clock.now() - began_s) - passes_s
         sampling = widen and budget_s is not None
         found = measure_operators(
@@ -434,7 +432,7 @@ def profile_machine(
             realisations=tuple(unpacked_realisations(found.rows)),
             rows=found.rows,
         )
-        return runs.again(profile) if networks else profile
+        return runs.again(profile, told) if networks else profile
 
 
 def unpacked_realisations(rows: Sequence[Row]) -> Iterator[Realisation]:

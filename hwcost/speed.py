@@ -12,7 +12,6 @@ from typing import Final
 from hwcost.basis import settled
 from hwcost.features import family
 from hwcost.profiles import Profile, Row
-from hwcost.runtime import Runtime
 from hwcost.timing import Task, Timings
 
 _MOST: Final = 24
@@ -31,9 +30,9 @@ def anchors(profile: Profile) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: row.latency_s)[len(rows) // 2] for _, rows in largest)
 
 
-def time_anchors(profile: Profile, rows: Sequence[Row], runtime: Runtime) -> list[float]:
-    """The seconds that these rows' kernels take now, one timing each; infinite where the runtime refuses one."""
-    timings = Timings(runtime)
+def time_anchors(profile: Profile, rows: Sequence[Row], timings: Timings) -> list[float]:
+    """The seconds that these rows' kernels take now, one timing each; infinite where the runtime refuses one. `timings`
+    keeps kernels from one time to the next."""
     found = []
     for row in rows:
         timing = timings.take(

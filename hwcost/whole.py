@@ -5,6 +5,7 @@ some of these are timed again between them (`hwcost.speed`). How long weights ar
 (`hwcost.weights`): it tells how a network finds its own from how its rows found theirs.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from hwcost.profiles import Int8Form, Network, Part, Profile
 from hwcost.quantising import INT8_STYLES, quantised
 from hwcost.runtime import Runtime, UnusableError, time_model
 from hwcost.speed import anchors, speed_between, time_anchors
-from hwcost.timing import Request
+from hwcost.timing import Request, Timings
 from hwcost.weights import time_weights, weight_streams
 
 _MOST_NETWORKS: Final = 24
@@ -34,8 +35,11 @@ _LOOK_S: Final = 0.05
 _PASSES, _LEAST_PASSES = 4, 2
 _PASSES_SHARE: Final = 0.3
 """Share of the budget for all passes over networks; where somebody disturbs them there are fewer."""
-_BETWEEN: Final = 16
-"""Networks between two timings of what tells the machine's speed."""
+_BETWEEN, _ANCHORS_S = 16, 1.0
+"""Networks between two timings of what tells the machine's speed, and the seconds that one takes."""
+
+Progress = Callable[[int, int, str], None]
+"""`progress(done, total, what)`."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,7 @@ class NetworkRuns:
         self._passes = _PASSES
         self.left_out: list[str] = []
 
-    def first(
-        self, now: Callable[[], float], budget_s: float | None, progress: Callable[[int, int, str], None]
-    ) -> float:
+    def first(self, now: Callable[[], float], budget_s: float | None, progress: Progress) -> float:
         """A look at each, `now` being seconds of a clock; answers how many seconds `again` will take, of a budget for
         the whole measurement."""
         spent_s = 0.0
@@ -131,14 +133,16 @@ class NetworkRuns:
             progress(len(self._networks), 2 * self._count, f"whole networks: {network.name}")
         if budget_s is not None:
             self._passes = min(max(int(_PASSES_SHARE * budget_s / max(spent_s, 1e-9)), _LEAST_PASSES), _PASSES)
+        began_s = now()
         self._time_weights()
-        return self._passes * spent_s
+        spent_s += _ANCHORS_S * math.ceil(len(self._networks) / _BETWEEN)
+        return self._passes * spent_s + now() - began_s
 
     def kernels(self) -> list[Request]:
         """Those of the networks, one after the other, as a profile of this int8 form names them."""
         return [kernel for network in self._networks for kernel in self._kernels(network)]
 
-    def again(self, profile: Profile) -> Profile:
+    def again(self, profile: Profile, progress: Progress) -> Profile:
         """The profile, and with it the passes over those networks of whose kernels it has all rows: nothing is learnt
         from others. They are told at the speed that the machine had when the rows were timed."""
         known = {(row.operator, row.precision) for row in profile.rows}
@@ -147,11 +151,14 @@ class NetworkRuns:
             self.left_out.append(f"{len(self._networks) - len(networks)} of them: not all of their kernels were timed")
         samples_s: list[list[float]] = [[] for _ in networks]
         rows = anchors(profile) if networks else ()
-        before_s = time_anchors(profile, rows, self._runtime)
-        for _, start in product(range(self._passes), range(0, len(networks), _BETWEEN)):
+        timings = Timings(self._runtime)
+        before_s = time_anchors(profile, rows, timings)
+        for number, start in product(range(self._passes), range(0, len(networks), _BETWEEN)):
             some = range(start, min(start + _BETWEEN, len(networks)))
+            what = f"whole networks, pass {number + 1} of {self._passes}"
+            progress(number * len(networks) + start, self._passes * len(networks), what)
             seconds = [time_network(networks[place], self._threads, self._seed, self._runtime) for place in some]
-            after_s = time_anchors(profile, rows, self._runtime)
+            after_s = time_anchors(profile, rows, timings)
             speed, before_s = speed_between(rows, before_s, after_s), after_s
             for place, latency_s in zip(some, seconds, strict=True):
                 samples_s[place].append(latency_s * speed)

@@ -15,6 +15,7 @@ from hwcost.pricing import CostModel
 from hwcost.profiles import Profile
 from hwcost.runtime import Here
 from hwcost.speed import anchors, machine_speed, time_anchors
+from hwcost.timing import Timings
 
 LATENCY_S = 2e-4
 
@@ -62,7 +63,7 @@ def test_anchors_are_settled_rows_of_different_families(profile: Profile) -> Non
 @pytest.mark.parametrize("times", [0.5, 1.0, 1.25])
 def test_the_speed_is_that_of_the_profiles_kernels(profile: Profile, times: float) -> None:
     rows = anchors(profile)
-    passes = [time_anchors(profile, rows, says(profile, factor * LATENCY_S)) for factor in (times, 2 * times)]
+    passes = [time_anchors(profile, rows, Timings(says(profile, factor * LATENCY_S))) for factor in (times, 2 * times)]
     assert machine_speed(rows, passes) == pytest.approx(1 / times)
 
 
@@ -71,7 +72,7 @@ def test_too_few_kernels_tell_no_speed(profile: Profile) -> None:
     assert machine_speed(rows, [[LATENCY_S] * 2]) is None
     assert machine_speed((), [[], []]) is None
     gone = [anchor.model_copy(update={"realisation": "of another version"}) for anchor in anchors(profile)]
-    passes = [time_anchors(profile, gone, says(profile, LATENCY_S))]
+    passes = [time_anchors(profile, gone, Timings(says(profile, LATENCY_S)))]
     assert machine_speed(gone, passes) is None
 
 
