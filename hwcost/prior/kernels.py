@@ -1,5 +1,7 @@
 """Draws of the operators that have a kernel of their own in every profile: convolutions, products, pools, layouts."""
 
+from typing import Final
+
 import numpy as np
 
 from hwcost.ops import (
@@ -154,13 +156,19 @@ def product(rng: np.random.Generator) -> Operator:
     return Gemm(draw_tokens(rng)[1], draw_width(rng, 1536), draw_width(rng, 1536), pick(rng, FOLDED[:2]))
 
 
+_POOLED: Final = ((2, 2, 0), (2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (5, 1, 2), (7, 1, 3))
+"""Windows of pools, their strides and padding."""
+_AVERAGED: Final = (*_POOLED, (2, 2, 0), *((3, 1, 1),) * 5)
+"""Of averages, more as inceptions and transitions of densenets have them."""
+
+
 def pool(function: PoolFunction, rng: np.random.Generator) -> Operator:
     _, channels, height, width = draw_map(rng, smallest=3)
     if rng.random() < 0.25:  # channels that fill no block, so that another kernel runs
         channels += int(rng.integers(1, 8))
     if function in ("global_average", "global_max"):
         return Pool(function, channels, height, width, (height, width))
-    kernel, stride, pad = pick(rng, ((2, 2, 0), (2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (5, 1, 2), (7, 1, 3)))
+    kernel, stride, pad = pick(rng, _AVERAGED if function == "average" else _POOLED)
     if function == "average" and rng.random() < 0.2:
         return Pool(function, channels, height, width, (height, width))
     kernel = min(kernel, height + 2 * pad, width + 2 * pad)
