@@ -426,7 +426,7 @@ def stepped_axis(op: Node) -> int | None:
     told = [TensorType.parse(text).values for text in op.inputs[3:5] if text]
     if len(told) < 2 or not all(told):
         return None
-    axes, steps = ([int(value) for value in text.split(",")] for text in told)
+    axes, steps = ([int(float(value)) for value in text.split(",")] for text in told)
     return max((axis % rank for axis, step in zip(axes, steps, strict=True) if abs(step) != 1), default=None)
 
 

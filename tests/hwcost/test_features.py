@@ -145,6 +145,9 @@ def test_a_node_is_described_along_the_axis_that_it_works_on() -> None:
     every_other = "=int64[2]:0,0", "=int64[2]:6,6", "=int64[2]:-1,2", "=int64[2]:-2,2"
     both = Node("Slice", ("float32[1,8,6,6]", *every_other), ("float32[1,8,3,3]",))
     assert family(both) == "node.Slice.steps" and _row(both, FLOAT)["log_runs"] == pytest.approx(math.log(72))
+    to_the_end = "=int64[2]:0,0", "=int64[2]:9.22337204e+18,6", "=int64[2]:1,3", "=int64[2]:-9.22337204e+18,1"
+    backwards = Node("Slice", ("float32[1,8,6,6]", *to_the_end), ("float32[1,1,6,6]",))
+    assert family(backwards) == "node.Slice" and _row(backwards, FLOAT)["log_run"] == pytest.approx(math.log(36))
     columns = Node("ReduceMean", ("float32[1,50,32]",), ("float32[1,1,32]",), '{"axes":[1],"keepdims":1}')
     assert _row(columns, FLOAT)["route_repeats"] and _row(columns, FLOAT)["log_run"] == pytest.approx(math.log(32))
     root, square = (Node("Pow", ("float32[9]", f"=float32[]:{power}"), ("float32[9]",)) for power in ("0.5", "2"))
