@@ -180,7 +180,7 @@ def time_all(judged: Sequence[Judged], kept: Path, passes: int, profile: Profile
                     file = load_model(one.network.path)
                     seconds.append(time_model(one.network.path, example_feeds(file, 0), seconds=0.4, passes=1)[0])
                 after_s = time_anchors(profile, rows, timings)
-                speed = speed_between(rows, before_s, after_s)
+                speed = speed_between(rows, before_s, after_s) or 1.0
                 before_s = after_s
                 for one, latency_s in zip(some, seconds, strict=True):
                     known.setdefault(key_of(one), []).append((latency_s, speed))
@@ -221,7 +221,7 @@ def timed(layers: Sequence[Layer], path: Path, seed: int, profile: Profile) -> P
             runtime=runtime,
         )
     after_s = time_anchors(profile, rows, here)
-    speed = speed_between(rows, before_s, after_s)
+    speed = speed_between(rows, before_s, after_s) or 1.0
     found = with_rows(found, (at_speed(row, speed) for row in found.rows))
     write_profile(found, path)
     return found

@@ -6,13 +6,13 @@ the model on the profile's own machine. A share that cannot be priced is an erro
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hwcost.errors import MeasurementError, ModelError, UnknownOperatorError
-from hwcost.features import family
+from hwcost.features import family, hardware_of
 from hwcost.machine import detect_machine, quietness
 from hwcost.model import Layout, ModelLayers, read_model, time_nodes
 from hwcost.onnxfile import example_feeds, load_model
@@ -21,8 +21,9 @@ from hwcost.pricing import CostModel, Price, Total
 from hwcost.profiles import Machine, Profile
 from hwcost.runtime import Here, Runtime, time_model
 from hwcost.space import Layer
-from hwcost.speed import anchors, machine_speed, time_anchors
+from hwcost.speed import anchors, speed_between, time_anchors
 from hwcost.timing import Timings
+from hwcost.units import format_seconds
 
 _LISTED = 3
 """Nodes that an error names."""
@@ -99,7 +100,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Check:
-    """A prediction beside what was measured here: the minimum over passes, and the passes, in seconds per run.
+    """A prediction beside what was measured here: the median of the passes, as a model usually runs, which is what is
+    predicted; and the passes, in seconds per run.
 
     `operators_s` is what each operator of the prediction took inside the model, by the runtime's own profile, which
     counts whole microseconds (None: it does not tell); a node of two operators is shared out as predicted.
@@ -184,7 +186,9 @@ def predict_model(
     runtime = runtime or Here()
     here = _machine_here(cost_model.profile, runtime)
     layout: Layout = "executed" if here.is_same_hardware(cost_model.profile.machine) else "portable"
-    found = read_model(path, shapes=shapes, layout=layout, runtime=runtime)
+    profile = cost_model.profile
+    lanes = hardware_of(profile.machine, profile.int8_form).lanes
+    found = read_model(path, shapes=shapes, layout=layout, runtime=runtime, lanes=lanes)
     if layout == "portable":
         layers = ((name, op, _executed_there(cost_model, op, precision)) for name, op, precision in found.layers)
         found = replace(found, layers=tuple(layers))
@@ -206,7 +210,10 @@ def predict_model(
     priced = [(layer, place) for index, (layer, place) in placed if index not in lost]
     if not priced:
         raise ModelError(f"a prediction needs one operator that has a price, {path} has none: profile more operators")
-    total = cost_model.price_all([(op, precision) for (_, op, precision), _ in priced])
+    vectors = {one.place: one.vectors for one in found.subnormal}
+    total = cost_model.price_all([(op, precision) for (_, op, precision), _ in priced]).longer(
+        [profile.subnormal_s * vectors.get(place, 0) * _uses(op) for (_, op, _), place in priced]
+    )
     operators = tuple(
         PricedOperator(name, place, op, precision, price)
         for ((name, op, precision), place), price in zip(priced, total.prices, strict=True)
@@ -221,8 +228,30 @@ def predict_model(
         operators,
         tuple(uncovered),
         share,
-        _differences(cost_model.profile, here),
+        (*_differences(cost_model.profile, here), *_slow_weights(found, profile.subnormal_s)),
     )
+
+
+def _uses(op: Operator) -> float:
+    """How often a product uses each of its weights."""
+    return op.macs / op.weights if op.macs and op.weights else 0.0
+
+
+def _slow_weights(found: ModelLayers, subnormal_s: float) -> Iterator[str]:
+    """Of weights with which some processors take a hundred times as long."""
+    if found.subnormal:
+        one = max(found.subnormal, key=lambda one: one.weights)
+        more = f", and {len(found.subnormal) - 1} more nodes have such weights" if found.subnormal[1:] else ""
+        costs = (
+            f"every vector with one takes {format_seconds(subnormal_s)} longer here for each use, which is predicted"
+            if subnormal_s
+            else "some processors, of Intel above all, take up to a hundred times as long for a product with one, "
+            "which is not predicted"
+        )
+        yield (
+            f"{one.weights} weights of {one.name} are subnormal, neither 0 nor as large as 1.2e-38{more}: {costs}; set "
+            "them to 0 in the file"
+        )
 
 
 def _unpriced(found: ModelLayers, cost_model: CostModel) -> dict[int, Layer]:
@@ -290,7 +319,7 @@ def check_model(
     timings = Timings(runtime)
     before_s = time_anchors(cost_model.profile, rows, timings)
     feeds = example_feeds(file, seed)
-    latency_s, samples_s = time_model(
+    least_s, samples_s = time_model(
         file.data(),
         feeds,
         threads=machine.threads,
@@ -311,9 +340,9 @@ def check_model(
         )
     except ModelError as error:  # it takes the model twice, which may be more than there is room for
         warnings = (*warnings, f"what each operator took is not known: {error}")
-    spread = statistics.median(samples_s) / latency_s - 1
-    speed = machine_speed(rows, [before_s, time_anchors(cost_model.profile, rows, timings)])
-    floor = max(spread, cost_model.profile.noise_floor)
+    latency_s = statistics.median(samples_s)
+    speed = speed_between(rows, before_s, time_anchors(cost_model.profile, rows, timings))
+    floor = max(latency_s / least_s - 1, cost_model.profile.noise_floor)
     if speed is not None and abs(speed - 1) > max(_UNLIKE, floor):
         warnings = (
             *warnings,

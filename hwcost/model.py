@@ -8,12 +8,13 @@ the layout in memory. A node that is no known operator is named, never left out.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import onnx
+from onnx import TensorProto, numpy_helper
 
 from hwcost.limits import bounded_memory
 from hwcost.nodes import Graph, Tensor, map_node
@@ -21,6 +22,7 @@ from hwcost.onnxfile import Feeds, ModelFile, example_feeds, load_model
 from hwcost.ops import Operator, Precision
 from hwcost.runtime import Given, Here, Runtime, UnusableError
 from hwcost.space import Layer
+from hwcost.subnormal import subnormal_vectors
 
 Layout = Literal["executed", "portable"]
 
@@ -36,13 +38,24 @@ _MOST_S: Final = 300.0
 """Of optimising a model, and of running it once: a loop may never end."""
 
 
+class Subnormal(NamedTuple):
+    """A node of the executed graph, by its name and place, how many of its weights are subnormal numbers, and how many
+    vectors of its weights have one."""
+
+    name: str
+    place: int
+    weights: int
+    vectors: int
+
+
 @dataclass(frozen=True)
 class ModelLayers:
     """What a model executes: (node name, operator, precision) in order of execution, and each one's place among the
     nodes of the executed graph.
 
     `uncovered` names the nodes that are no known operator. Their share is counted in the tensor elements that nodes
-    read and write (`elements` of all nodes), the only measure of size that such nodes have.
+    read and write (`elements` of all nodes), the only measure of size that such nodes have. `subnormal`: which
+    nodes have weights that some processors compute with a hundred times slower.
     """
 
     layers: tuple[tuple[str, Operator, Precision], ...]
@@ -50,6 +63,7 @@ class ModelLayers:
     uncovered: tuple[str, ...]
     uncovered_elements: int
     elements: int
+    subnormal: tuple[Subnormal, ...] = ()
 
     @property
     def uncovered_share(self) -> float:
@@ -138,14 +152,29 @@ def _operators(graph: Graph, node: onnx.NodeProto) -> tuple[Layer, ...] | None:
         return None
 
 
+def _subnormal(optimised: ModelFile, lanes: int) -> Iterator[Subnormal]:
+    """Those nodes of an optimised model that have float constants with subnormal numbers."""
+    counts = {}
+    for constant in optimised.proto.graph.initializer:
+        if constant.data_type == TensorProto.FLOAT:
+            counts[constant.name] = subnormal_vectors(
+                numpy_helper.to_array(constant, base_dir=str(optimised.folder)), lanes
+            )
+    for place, node in enumerate(optimised.proto.graph.node):
+        weights, vectors = map(sum, zip((0, 0), *(counts.get(name, (0, 0)) for name in node.input), strict=True))
+        if weights:
+            yield Subnormal(_name(node), place, weights, vectors)
+
+
 def read_model(
     path: Path,
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     layout: Layout = "executed",
     runtime: Runtime | None = None,
+    lanes: int = 16,
 ) -> ModelLayers:
-    """The operators that a model executes, in order; `layout` as this module's head says.
+    """The operators that a model executes, in order; `layout` as this module's head says, `lanes` floats make a vector.
 
     `shapes` gives sizes for the inputs that the file leaves open; `runtime` executes it, by default this process. Every
     tensor between the nodes is held at once; what does not fit into the memory that is free here is a `ModelError`, as
@@ -155,6 +184,7 @@ def read_model(
     with tempfile.TemporaryDirectory(prefix="hwcost-") as name, bounded_memory():
         folder = Path(name)
         optimised = _optimise(file, layout, folder, runtime)
+        subnormal = tuple(_subnormal(optimised, lanes))
         feeds = example_feeds(file, seed=0)
         blocked = any(node.domain == "com.microsoft.nchwc" for node in optimised.proto.graph.node)
         origins = _origins(file, feeds, folder, runtime) if blocked else {}
@@ -172,7 +202,7 @@ def read_model(
         else:
             layers += [(_name(node), op, precision) for op, precision in mapped]
             places += [place] * len(mapped)
-    return ModelLayers(tuple(layers), tuple(places), tuple(uncovered), lost, total)
+    return ModelLayers(tuple(layers), tuple(places), tuple(uncovered), lost, total, subnormal)
 
 
 def time_nodes(

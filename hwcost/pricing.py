@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from hwcost.errors import FitError, UnknownOperatorError
 from hwcost.features import family, feature_matrix, hardware_of
@@ -27,6 +27,10 @@ networks (float and int8, x86, onnxruntime) sums of kernels timed alone missed t
 of 28 by less than 10 %."""
 
 PriceSource = Literal["measured", "emulated", "estimated", "imported", "adapted", "predicted"]
+
+
+_MORE: Final = 0.3
+"""Share by which what is added to a price may be wrong."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,17 @@ class Price:
     def label(self) -> str:
         """`measured`, `estimated`, ..., or `predicted from measured rows`."""
         return self.source if self.source != "predicted" else f"predicted from {' and '.join(self.rows)} rows"
+
+    def longer(self, seconds: float) -> "Price":
+        """With so many seconds more, give or take a share of them."""
+        low_s, high_s = seconds * (1 - _MORE), seconds * (1 + _MORE)
+        return replace(
+            self,
+            latency_s=self.latency_s + seconds,
+            low_s=self.low_s + low_s,
+            high_s=self.high_s + high_s,
+            part_s=(self.part_s[0] + low_s, self.part_s[1] + high_s),
+        )
 
     def at_speed(self, speed: float) -> "Price":
         """On the same machine when it is so many times as fast."""
@@ -79,6 +94,17 @@ class Total:
     def sources(self) -> tuple[str, ...]:
         """The distinct labels of the prices, sorted."""
         return tuple(sorted({price.label for price in self.prices}))
+
+    def longer(self, seconds: Sequence[float]) -> "Total":
+        """With so many seconds more for each layer, give or take a share of them."""
+        more_s = sum(seconds)
+        return replace(
+            self,
+            latency_s=self.latency_s + more_s,
+            low_s=self.low_s + more_s * (1 - _MORE),
+            high_s=self.high_s + more_s * (1 + _MORE),
+            prices=tuple(price.longer(one) for price, one in zip(self.prices, seconds, strict=True)),
+        )
 
     def at_speed(self, speed: float) -> "Total":
         """On the same machine when it is so many times as fast."""

@@ -156,7 +156,8 @@ class WeightStream(BaseModel):
 
 
 class Profile(BaseModel):
-    """All that is known of one device. `run_overhead_s` is the cost of one call of the runtime, without operators."""
+    """All that is known of one device. `run_overhead_s` is the cost of one call of the runtime, without operators,
+    `subnormal_s` what a vector of weights takes longer for each use when one of them is subnormal (0: not known)."""
 
     model_config = _STRICT
 
@@ -172,6 +173,7 @@ class Profile(BaseModel):
     notes: tuple[str, ...] = ()
     realisations: tuple[Realisation, ...] = ()
     weights: tuple[WeightStream, ...] = ()
+    subnormal_s: float = Field(default=0.0, ge=0)
     networks: tuple[Network, ...] = ()
     rows: tuple[Row, ...] = Field(min_length=1)
 
@@ -225,7 +227,7 @@ class Profile(BaseModel):
 
     def to_json(self) -> bytes:
         """The file's bytes: the head indented, one network and one row a line."""
-        apart = {"networks", "rows"} if self.weights else {"networks", "rows", "weights"}
+        apart = {"networks", "rows", *(name for name in ("weights", "subnormal_s") if not getattr(self, name))}
         head = self.model_dump_json(indent=1, exclude=apart).removesuffix("\n}")
         networks = ",\n".join(network.model_dump_json() for network in self.networks)
         rows = ",\n".join(row.model_dump_json(exclude=None if row.others else {"others"}) for row in self.rows)

@@ -59,6 +59,7 @@ def machine_speed(rows: Sequence[Row], passes: Sequence[Sequence[float]]) -> flo
     return statistics.median(ratios) if len(ratios) >= _LEAST else None
 
 
-def speed_between(rows: Sequence[Row], before_s: Sequence[float], after_s: Sequence[float]) -> float:
-    """How fast the machine was between two timings of these rows: the mean of both, 1 where too few could be timed."""
-    return statistics.fmean(machine_speed(rows, [times]) or 1.0 for times in (before_s, after_s))
+def speed_between(rows: Sequence[Row], before_s: Sequence[float], after_s: Sequence[float]) -> float | None:
+    """How fast the machine was between two timings of these rows: the mean of both; None as for `machine_speed`."""
+    speeds = [speed for times in (before_s, after_s) if (speed := machine_speed(rows, [times])) is not None]
+    return statistics.fmean(speeds) if speeds else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from hwcost.errors import MeasurementError, ModelError
+from hwcost.features import hardware_of
 from hwcost.files import write_atomically
 from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
@@ -22,6 +23,7 @@ from hwcost.profiles import Int8Form, Network, Part, Profile
 from hwcost.quantising import INT8_STYLES, quantised
 from hwcost.runtime import Runtime, UnusableError, time_model
 from hwcost.speed import anchors, speed_between, time_anchors
+from hwcost.subnormal import time_subnormal
 from hwcost.timing import Request, Timings
 from hwcost.weights import time_weights, weight_streams
 
@@ -159,18 +161,23 @@ class NetworkRuns:
             progress(number * len(networks) + start, self._passes * len(networks), what)
             seconds = [time_network(networks[place], self._threads, self._seed, self._runtime) for place in some]
             after_s = time_anchors(profile, rows, timings)
-            speed, before_s = speed_between(rows, before_s, after_s), after_s
+            speed, before_s = speed_between(rows, before_s, after_s) or 1.0, after_s
             for place, latency_s in zip(some, seconds, strict=True):
                 samples_s[place].append(latency_s * speed)
         self._time_weights()
         return profile.changed(
             notes=(*profile.notes, *(f"a whole network was left out, {text}" for text in self.left_out)),
             weights=weight_streams(self._weights, profile.run_overhead_s),
+            subnormal_s=self._time_subnormal(profile),
             networks=tuple(network.measured(passes) for network, passes in zip(networks, samples_s, strict=True)),
         )
 
     def _kernels(self, network: WholeNetwork) -> list[Request]:
         return [(op, precision.usual_on(self._form)) for op, precision in network.layers]
+
+    def _time_subnormal(self, profile: Profile) -> float:
+        lanes = hardware_of(profile.machine, self._form).lanes
+        return time_subnormal(self._runtime, self._form, self._seed, self._threads, lanes)
 
     def _time_weights(self) -> None:
         if self._networks:
