@@ -223,6 +223,8 @@ def _loops(op: Node) -> str:
         return "" if op.domain else "alone"  # ONNX's, without a projection
     if turned_softmax(op):
         return "turned"
+    if op.op_type == "ConvInteger":
+        return reads[1].dtype  # signed weights have a kernel of their own
     if op.op_type == "Slice":
         return "steps" if stepped_axis(op) == len(reads[0].shape) - 1 else ""  # one element at a time
     if op.op_type in _REDUCTIONS:

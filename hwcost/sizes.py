@@ -339,22 +339,33 @@ def _node_sizes(op: Node) -> dict[str, int]:
             "shape": 2,
             "constant": right.constant,
         }
-    if op.op_type == "ConvTranspose":  # filters times the input, and then every window is added to where it lies
-        (batch, channels, *plane), filters = op.reads[0].shape, op.reads[1].shape
-        groups, rows, columns = attributes.get("group", 1), math.prod(filters[1:]), math.prod(plane)
-        own |= {
-            "batch": batch * groups,
-            "in_channels": channels // groups,
-            "out_channels": columns,
-            "height": 1,
-            "width": 1,
-            "out_height": rows,
-            "out_width": 1,
-            "shape": 2,
-            "constant": False,
-            "mapped": batch * groups * rows * columns,
-        }
+    if op.op_type in ("ConvTranspose", "ConvInteger"):
+        own |= _products_of_filters(op, attributes.get("group", 1))
     return own
+
+
+def _products_of_filters(op: Node, groups: int) -> dict[str, int]:
+    """Of a convolution that is a product and no more: filters times the input, whose windows are added to where they
+    lie (transposed); or all windows, copied beside each other, times the filters (of integers)."""
+    (batch, channels, *plane), filters = op.reads[0].shape, op.reads[1].shape
+    if op.op_type == "ConvTranspose":
+        depth, rows, columns = channels // groups, math.prod(filters[1:]), math.prod(plane)
+        mapped = rows * columns
+    else:
+        depth, rows, columns = math.prod(filters[1:]), math.prod(op.writes[0].shape[2:]), filters[0] // groups
+        mapped = rows * depth if (depth, rows) != (channels // groups, math.prod(plane)) else 0
+    return {
+        "batch": batch * groups,
+        "in_channels": depth,
+        "out_channels": columns,
+        "height": 1,
+        "width": 1,
+        "out_height": rows,
+        "out_width": 1,
+        "shape": 2,
+        "constant": op.op_type == "ConvInteger",
+        "mapped": batch * groups * mapped,
+    }
 
 
 def turned_softmax(op: Node) -> tuple[int, int, int] | None:
@@ -407,7 +418,7 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
         return 0, 8
     if op.op_type == "Resize" or (op.op_type == "Upsample" and not op.domain):
         return 0, 9 if _doubles(op, read, written, attributes) else 0
-    if "axis" in attributes or "MatMul" in op.op_type or op.op_type == "ConvTranspose":
+    if "axis" in attributes or op.macs:
         return 0, 0
     taken = operands(op)
     if op.op_type not in _BROADCASTING:  # a single number is a setting

@@ -157,6 +157,13 @@ def test_a_node_is_described_along_the_axis_that_it_works_on() -> None:
     assert _row(grown, FLOAT)["algorithm_product"] == 1.0 and not _row(grown, FLOAT)["route_spans"]
     assert _row(grown, FLOAT)["log_packed"] == pytest.approx(math.log(32 * 63))
     assert _row(grown, FLOAT)["log_costly"] == pytest.approx(math.log(24 * 4 * 63))
+    integers = "uint8[1,16,9,9]", "=int8[24,16,3,3]", "uint8[]", "=int8[]"
+    window = Node("ConvInteger", integers, ("int32[1,24,9,9]",), '{"group":1,"kernel_shape":[3,3]}')
+    assert family(window) == "node.ConvInteger.int8" and _row(window, INT8)["algorithm_product"] == 1.0
+    assert _row(window, INT8)["log_multiplications"] == pytest.approx(math.log(81 * 24 * 144 // 32))
+    assert _row(window, INT8)["log_costly"] == pytest.approx(math.log(81 * 144))
+    recurrent = Node("LSTM", ("float32[8,1,32]", "=float32[1,64,32]", "=float32[1,64,16]"), ("float32[8,1,1,16]",))
+    assert not any(_row(recurrent, FLOAT)[name] for name in ("route_spans", "route_repeats"))
     product = Node("MatMul", ("float32[1,6,49,32]", "float32[1,6,32,49]"), ("float32[1,6,49,49]",))
     assert _row(product, FLOAT)["algorithm_product"] == 1.0
 
