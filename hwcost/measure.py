@@ -432,7 +432,9 @@ def profile_machine(
             realisations=tuple(unpacked_realisations(found.rows)),
             rows=found.rows,
         )
-        return runs.again(profile, told) if networks else profile
+        if not networks:
+            return profile
+        return runs.again(profile, lambda: math.inf if budget_s is None else budget_s - (clock.now() - began_s), told)
 
 
 def unpacked_realisations(rows: Sequence[Row]) -> Iterator[Realisation]:

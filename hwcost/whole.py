@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -144,9 +143,10 @@ class NetworkRuns:
         """Those of the networks, one after the other, as a profile of this int8 form names them."""
         return [kernel for network in self._networks for kernel in self._kernels(network)]
 
-    def again(self, profile: Profile, progress: Progress) -> Profile:
+    def again(self, profile: Profile, left_s: Callable[[], float], progress: Progress) -> Profile:
         """The profile, and with it the passes over those networks of whose kernels it has all rows: nothing is learnt
-        from others. They are told at the speed that the machine had when the rows were timed."""
+        from others. They are told at the speed that the machine had when the rows were timed. There are fewer passes
+        where `left_s`, the seconds of the budget that are left, says that not all will fit."""
         known = {(row.operator, row.precision) for row in profile.rows}
         networks = [network for network in self._networks if known.issuperset(self._kernels(network))]
         if len(networks) < len(self._networks):
@@ -155,15 +155,20 @@ class NetworkRuns:
         rows = anchors(profile) if networks else ()
         timings = Timings(self._runtime)
         before_s = time_anchors(profile, rows, timings)
-        for number, start in product(range(self._passes), range(0, len(networks), _BETWEEN)):
-            some = range(start, min(start + _BETWEEN, len(networks)))
-            what = f"whole networks, pass {number + 1} of {self._passes}"
-            progress(number * len(networks) + start, self._passes * len(networks), what)
-            seconds = [time_network(networks[place], self._threads, self._seed, self._runtime) for place in some]
-            after_s = time_anchors(profile, rows, timings)
-            speed, before_s = speed_between(rows, before_s, after_s) or 1.0, after_s
-            for place, latency_s in zip(some, seconds, strict=True):
-                samples_s[place].append(latency_s * speed)
+        for number in range(self._passes):
+            began_s = left_s()
+            for start in range(0, len(networks), _BETWEEN):
+                some = range(start, min(start + _BETWEEN, len(networks)))
+                what = f"whole networks, pass {number + 1} of {self._passes}"
+                progress(number * len(networks) + start, self._passes * len(networks), what)
+                seconds = [time_network(networks[place], self._threads, self._seed, self._runtime) for place in some]
+                after_s = time_anchors(profile, rows, timings)
+                speed, before_s = speed_between(rows, before_s, after_s) or 1.0, after_s
+                for place, latency_s in zip(some, seconds, strict=True):
+                    samples_s[place].append(latency_s * speed)
+            ended_s = left_s()
+            if number + 1 >= _LEAST_PASSES and ended_s < began_s - ended_s:
+                break
         self._time_weights()
         return profile.changed(
             notes=(*profile.notes, *(f"a whole network was left out, {text}" for text in self.left_out)),

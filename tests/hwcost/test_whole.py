@@ -1,6 +1,8 @@
 """Whole networks of a profile: at which speed they are told, and which are."""
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,18 +48,25 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 @pytest.mark.parametrize("times", [0.8, 1.0, 2.0])
 def test_networks_are_told_at_the_speed_of_the_rows(profile: Profile, tmp_path: Path, times: float) -> None:
     run_s = profile.run_overhead_s + times * LATENCY_S
-    found = _runs(tmp_path, run_s).again(profile, _told)
+    found = _runs(tmp_path, run_s).again(profile, lambda: 1e9, _told)
     assert [len(network.samples_s) for network in found.networks] == [4, 4]
     for network in found.networks:
         assert network.samples_s == pytest.approx([run_s / times] * 4)
     assert found.rows == profile.rows and found.digest != profile.digest
 
 
+def test_no_pass_is_begun_that_a_budget_has_no_time_for_but_two_always_are(profile: Profile, tmp_path: Path) -> None:
+    for budget_s, passes in ((0.0, 2), (45.0, 3), (1e9, 4)):
+        left_s = itertools.count(budget_s, -10.0)  # ten seconds from one look to the next
+        found = _runs(tmp_path / str(passes), 1e-3).again(profile, partial(next, left_s), _told)
+        assert {len(network.samples_s) for network in found.networks} == {passes}
+
+
 def test_a_network_without_all_of_its_rows_is_left_out(profile: Profile, tmp_path: Path) -> None:
     runs = _runs(tmp_path, 1e-3)
     int8 = {kernel for kernel in runs.kernels() if kernel[1] != FLOAT}
     rows = [row for row in profile.rows if (row.operator, row.precision) not in int8]
-    found = runs.again(profile.changed(rows=tuple(rows)), _told)
+    found = runs.again(profile.changed(rows=tuple(rows)), lambda: 1e9, _told)
     assert [network.name for network in found.networks] == ["network 3/0 float"]
     assert found.notes[-1] == "a whole network was left out, 1 of them: not all of their kernels were timed"
 
