@@ -1,6 +1,7 @@
 """Models as a whole: every operator priced or named, and the prediction beside a measurement of the same machine."""
 
 import json
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_a_prediction_is_the_sum_of_what_the_runtime_executes_and_the_call(model
 
 def test_a_check_shows_the_measurement_beside_the_prediction(model: Path, measured: Profile) -> None:
     checked = check_model(model, CostModel(measured), seconds=0.2, passes=2)
-    assert checked.measured_s == min(checked.samples_s) and len(checked.samples_s) == 2
+    assert checked.measured_s == statistics.median(checked.samples_s) and len(checked.samples_s) == 2
     assert checked.noise_floor >= measured.noise_floor
     document = checked.document()
     assert document["error"] == pytest.approx(document["predicted_s"] / document["measured_s"] - 1)
