@@ -105,8 +105,7 @@ def time_network(network: WholeNetwork, threads: int, seed: int, runtime: Runtim
 
 
 class NetworkRuns:
-    """So many `whole_networks` in `folder`, and the passes in which they are timed. `left_out` says which are not, and
-    why."""
+    """So many `whole_networks` in `folder`, and the passes in which they are timed."""
 
     def __init__(self, folder: Path, count: int, form: Int8Form, *, seed: int, threads: int, runtime: Runtime) -> None:
         self._folder, self._count, self._form = folder, count, form
@@ -114,20 +113,20 @@ class NetworkRuns:
         self._networks: list[WholeNetwork] = []
         self._weights: list[dict[int, float]] = []
         self._passes = _PASSES
-        self.left_out: list[str] = []
+        self._left_out: list[str] = []
 
     def first(self, now: Callable[[], float], budget_s: float | None, progress: Progress) -> float:
         """A look at each, `now` being seconds of a clock; answers how many seconds `again` will take, of a budget for
         the whole measurement."""
         spent_s = 0.0
-        for network in whole_networks(self._folder, self._count, self._seed, self._runtime, self.left_out.append):
+        for network in whole_networks(self._folder, self._count, self._seed, self._runtime, self._left_out.append):
             began_s = now()
             try:
                 time_network(network, self._threads, self._seed, self._runtime, _LOOK_S)
             except UnusableError:
                 raise
             except MeasurementError as error:
-                self.left_out.append(f"{network.name}: {error}")
+                self._left_out.append(f"{network.name}: {error}")
                 continue
             spent_s += now() - began_s + _TIME_S - _LOOK_S
             self._networks.append(network)
@@ -149,8 +148,9 @@ class NetworkRuns:
         where `left_s`, the seconds of the budget that are left, says that not all will fit."""
         known = {(row.operator, row.precision) for row in profile.rows}
         networks = [network for network in self._networks if known.issuperset(self._kernels(network))]
-        if len(networks) < len(self._networks):
-            self.left_out.append(f"{len(self._networks) - len(networks)} of them: not all of their kernels were timed")
+        notes = [f"a whole network was left out, {text}" for text in self._left_out]
+        if unknown := len(self._networks) - len(networks):
+            notes.append(f"{unknown} whole networks were left out, not all of their kernels were timed")
         samples_s: list[list[float]] = [[] for _ in networks]
         rows = anchors(profile) if networks else ()
         timings = Timings(self._runtime)
@@ -171,7 +171,7 @@ class NetworkRuns:
                 break
         self._time_weights()
         return profile.changed(
-            notes=(*profile.notes, *(f"a whole network was left out, {text}" for text in self.left_out)),
+            notes=(*profile.notes, *notes),
             weights=weight_streams(self._weights, profile.run_overhead_s),
             subnormal_s=self._time_subnormal(profile),
             networks=tuple(network.measured(passes) for network, passes in zip(networks, samples_s, strict=True)),

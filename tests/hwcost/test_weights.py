@@ -80,4 +80,4 @@ def test_networks_whose_kernels_a_budget_does_not_reach_are_left_out_and_counted
     profile = profile_machine([add], device="here", networks=1, passes=1, budget_s=0.5, widen=True)
     assert not profile.networks
     assert {row.operator for row in profile.rows} == {add}
-    assert any("2 of them: not all of their kernels were timed" in note for note in profile.notes)
+    assert any("2 whole networks were left out, not all of their kernels" in note for note in profile.notes)

@@ -68,7 +68,7 @@ def test_a_network_without_all_of_its_rows_is_left_out(profile: Profile, tmp_pat
     rows = [row for row in profile.rows if (row.operator, row.precision) not in int8]
     found = runs.again(profile.changed(rows=tuple(rows)), lambda: 1e9, _told)
     assert [network.name for network in found.networks] == ["network 3/0 float"]
-    assert found.notes[-1] == "a whole network was left out, 1 of them: not all of their kernels were timed"
+    assert found.notes[-1] == "1 whole networks were left out, not all of their kernels were timed"
 
 
 def test_a_profile_without_networks_knows_nothing_of_weights() -> None:
