@@ -38,7 +38,7 @@ def test_a_use_costs_what_one_convolution_takes_longer_with_than_without() -> No
         run()
         return next(said) if seconds == 0.03 else 1e-3
 
-    assert time_subnormal(Here(timer), "u8s8", 0, 1, 16) == pytest.approx(2e-3 / (64 * 64 / 16 * 49))
+    assert time_subnormal(Here(timer), "u8s8", 0, 1, 16) == pytest.approx(2e-3 / (64 * 64 / 16 / 8 * 49))
 
 
 def _model(path: Path, subnormal: int) -> Path:
