@@ -244,13 +244,14 @@ class Profile(BaseModel):
 
     def with_rows_of(self, older: "Profile") -> "Profile":
         """This profile, and the rows that only `older` has, unless they were adapted from another device, and its whole
-        networks if this has none: those go with rows of their own time. Raises `ProfileError` when it is of another
-        machine."""
+        networks, and what was measured with them, if this has none: those go with rows of their own time. Raises
+        `ProfileError` when it is of another machine."""
         older.check_same_machine(self.machine)
         kept = {layer: row for layer, row in older._by_layer.items() if row.source != "adapted"}
         rows = {**kept, **self._by_layer}
         whole = self if self.networks else older
-        return self.changed(networks=whole.networks, weights=whole.weights, rows=tuple(rows.values()))
+        measured_with_them = {name: getattr(whole, name) for name in ("networks", "weights", "subnormal_s")}
+        return self.changed(**measured_with_them, rows=tuple(rows.values()))
 
     def changed(self, **fields: object) -> "Profile":
         """The same but for these fields, and with a digest of its own, which a copy would not have."""

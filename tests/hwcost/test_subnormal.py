@@ -91,3 +91,4 @@ def test_a_profile_keeps_what_one_costs_and_one_without_is_written_as_ever(profi
     write_profile(known, tmp_path / "p.json")
     assert read_profile(tmp_path / "p.json") == known and known.digest != profile.digest
     assert math.isclose(read_profile(tmp_path / "p.json").subnormal_s, 3.7e-8)
+    assert profile.with_rows_of(known).subnormal_s == 3.7e-8  # as its networks, measured at the same time
