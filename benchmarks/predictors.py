@@ -166,19 +166,22 @@ def read(held_out: Sequence[HeldOut]) -> list[Judged]:
 
 
 def time_all(judged: Sequence[Judged], kept: Path, passes: int, profile: Profile) -> None:
-    """Until every network had so many passes, one after the other, a few networks between two looks at the machine's
-    speed; these are kept as soon as they are there."""
+    """Until every network had so many passes, one after the other, a few networks in a process of their own between two
+    looks at the machine's speed; these are kept as soon as they are there."""
     known: dict[str, list[tuple[float, float]]] = json.loads(kept.read_text()) if kept.exists() else {}
-    rows, timings = anchors(profile), Timings(Here())
-    with progress("Running networks") as report:
+    rows = anchors(profile)
+    with progress("Running networks") as report, Piped() as runtime:
+        timings = Timings(runtime)
         for number in range(passes):
             waiting = [one for one in judged if len(known.get(key_of(one), ())) <= number]
             before_s = time_anchors(profile, rows, timings) if waiting else []
             for start in range(0, len(waiting), ANCHORED):
                 some, seconds = waiting[start : start + ANCHORED], []
+                runtime.renew()
                 for one in some:
-                    file = load_model(one.network.path)
-                    seconds.append(time_model(one.network.path, example_feeds(file, 0), seconds=0.4, passes=1)[0])
+                    path = one.network.path
+                    feeds = example_feeds(load_model(path), 0)
+                    seconds.append(time_model(path, feeds, seconds=0.4, passes=1, runtime=runtime)[0])
                 after_s = time_anchors(profile, rows, timings)
                 speed = speed_between(rows, before_s, after_s) or 1.0
                 before_s = after_s
@@ -260,17 +263,18 @@ def missed(
 ) -> dict[str, Any]:
     counts = Counter(layer for layer in one.layers if rows.find(*layer) and known(alone, layer))
     families: dict[str, float] = {}
-    inside_s = alone.profile.run_overhead_s
+    inside_s, kernels = alone.profile.run_overhead_s, list[tuple[Operator, Precision, int, float]]()
     for (op, precision), price in zip(counts, alone.prices(list(counts)), strict=True):
         row = rows.find(op, precision)
         assert row is not None
         name, count = f"{family(op)} {price.runs_as}", counts[op, precision]
         families[name] = families.get(name, 0.0) + count * (price.latency_s - row.latency_s) / one.measured_s
+        kernels.append((op, price.runs_as, count, row.latency_s))
         inside_s += count * (
             row.latency_s if composition is None else composition.inside_s(op, precision, row.latency_s)
         )
     if composition is not None:
-        inside_s += composition.memory_s((op, alone.runs_as(op, precision), 1) for op, precision in one.layers)
+        inside_s += composition.shared_s(kernels)
     largest = sorted(families.items(), key=lambda item: -abs(item[1]))[:4]
     return {
         "name": one.network.name,
@@ -374,9 +378,9 @@ def alone(name: str, profile: Profile, fit: Fit, judged: Sequence[Judged], seed:
     prices = {layer: latency_s for layers in asked.values() for layer, latency_s in layers.items()}
 
     def whole_s(one: Judged) -> float:
-        kernels = [(op, cost_model.runs_as(op, precision), 1) for op, precision in one.layers]
-        memory_s = 0.0 if fit.composition is None else fit.composition.memory_s(kernels)
-        return profile.run_overhead_s + memory_s + sum(prices[layer] for layer in one.layers)
+        kernels = [(layer[0], cost_model.runs_as(*layer), 1, prices[layer]) for layer in one.layers]
+        shared_s = 0.0 if fit.composition is None else fit.composition.shared_s(kernels)
+        return profile.run_overhead_s + shared_s + sum(prices[layer] for layer in one.layers)
 
     return [Predicted(whole_s(one), None) for one in judged]
 

@@ -10,7 +10,8 @@ copies (`hwcost.weights`). The copies that a row was timed with had to come from
 the row, and the network's is added. What the runtime itself keeps of every kernel comes from there as well, small
 things that lie apart and are waited for one by one, as long in all as for so many bytes of weights. Large tensors cost
 time by the byte, the more the larger what a call touches, its working set. What only moves or maps tensors finds them
-in the second cache when it is timed, and often not in a network, whatever that needs in all. All this is what makes the
+in the second cache when it is timed, and often not in a network, whatever that needs in all. A long run is disturbed
+where the short ones of a row were not, which is measured as well (`hwcost.lengths`). All this is what makes the
 predictions of the measured networks right, by the median of their passes: a network is wanted as it usually runs.
 """
 
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from hwcost.hardware import TURNS, row_copies, spilled
 from hwcost.ops import Conv, Node, Operator, Precision, bytes_moved, weight_bytes
 from hwcost.predictors.base import conformal_width
-from hwcost.profiles import WeightStream
+from hwcost.profiles import RunLength, WeightStream
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
@@ -41,27 +42,34 @@ Role = Literal[
     "int8 data",
 ]
 """The same, with convolutions over all channels told from other products: those of one pixel and those of more."""
+Use = Literal["once", "again"]
+"""How often a kernel uses each of its weights."""
 Stream = Literal["tensors", "near tensors"]
 """What a kernel reads or writes that caches may have lost: tensors that the last cache loses; and those that the second
 one loses, of kernels that only move or map data."""
 
 Layers = Iterable[tuple[Operator, Precision, int]]
 """Kernels at their realised precision, and how often one call executes each."""
+Timed = Sequence[tuple[Operator, Precision, int, float]]
+"""The same, and the seconds of each."""
 Values = NDArray[np.float64]
 
 CLASSES: Final = get_args(KernelClass)
 ROLES: Final = get_args(Role)
 STREAMS: Final = get_args(Stream)
+USES: Final = get_args(Use)
 _POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
 _SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
-_SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25, 5e4] + [2e-11] * len(STREAMS) + [0.4])
-"""Standard deviations before anything is known: of a factor around 1, of what waits for weights count around 1, of
-bytes that a kernel is waited for around 0, of seconds per byte around 0, and of seconds per kernel around 0, in
-shortest kernels."""
-_BOUNDS: Final = np.array([-np.inf] * len(ROLES) + [-1.0, 0.0] + [0.0] * len(STREAMS) + [-np.inf]) / _SPREADS
+_SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25] * len(USES) + [0.15, 5e4] + [2e-11] * len(STREAMS) + [0.4])
+"""Standard deviations before anything is known: of a factor around 1, of what waits for weights count around 1, of what
+long runs count around 1, of bytes that a kernel is waited for around 0, of seconds per byte around 0, and of seconds
+per kernel around 0, in shortest kernels."""
+_KNOWN: Final = len(ROLES) + len(USES) + 1
+"""Sums that are seconds already: of the roles, of the waits for weights, and of what long runs take longer."""
+_BOUNDS: Final = (
+    np.array([-np.inf] * len(ROLES) + [-1.0] * len(USES) + [-1.0, 0.0] + [0.0] * len(STREAMS) + [-np.inf]) / _SPREADS
+)
 """Neither a wait nor a byte ever saves time: the least that any of them may change by, in those deviations."""
-_KNOWN: Final = len(ROLES) + 1
-"""Sums that are seconds already: of the roles, and of the waits for weights."""
 _LEAST: Final = 0.25
 """Share of its own latency that a kernel costs inside a network at least."""
 _ERROR: Final = 0.03
@@ -96,11 +104,30 @@ def waits_of(streams: Sequence[WeightStream]) -> tuple[Wait, ...]:
     return tuple(Wait(bytes=one.bytes, s_per_byte=more) for one, more in zip(rising, longer.tolist(), strict=True))
 
 
+class Length(BaseModel):
+    """The share by which kernels take longer in a run of so many seconds than in the shortest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    run_s: PositiveFloat
+    longer: NonNegativeFloat
+
+
+def lengths_of(runs: Sequence[RunLength]) -> tuple[Length, ...]:
+    """From seconds of runs of more and more rounds to shares: the middle of the passes, and no longer run has less."""
+    rising = sorted(runs, key=lambda one: one.rounds)
+    seconds = np.array([median(one.run_s) for one in rising])
+    each = seconds / [one.rounds for one in rising]
+    longer = np.maximum.accumulate(each / each[:1] - 1)
+    return tuple(Length(run_s=one, longer=more) for one, more in zip(seconds.tolist(), longer.tolist(), strict=True))
+
+
 class Composition(BaseModel):
     """What was learnt: a factor per role of kernels, seconds that every kernel takes longer (or less long) among
     others, how long weights are waited for, how many times that counts, and for how many bytes as long a kernel's own
-    things; the bytes of the second cache, seconds per byte of tensors that caches do not hold, and the half-widths
-    (natural logarithm) of a network's interval, where its kernels were measured and where they are predicted."""
+    things; what kernels take longer in long runs, and how many times that counts; the bytes of the second cache,
+    seconds per byte of tensors that caches do not hold, and the half-widths (natural logarithm) of a network's
+    interval, where its kernels were measured and where they are predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -108,8 +135,10 @@ class Composition(BaseModel):
     factors: dict[Role, PositiveFloat]
     kernel_s: float
     waits: tuple[Wait, ...] = ()
-    waited: NonNegativeFloat = 1.0
+    waited: dict[Use, NonNegativeFloat] = dict.fromkeys(USES, 1.0)
     kernel_bytes: NonNegativeFloat = 0.0
+    lengths: tuple[Length, ...] = ()
+    lengthened: NonNegativeFloat = 1.0
     near_bytes: PositiveFloat
     s_per_byte: dict[Stream, NonNegativeFloat]
     measured_width: NonNegativeFloat
@@ -117,16 +146,18 @@ class Composition(BaseModel):
 
     def inside_s(self, op: Operator, precision: Precision, seconds: float) -> float:
         """Seconds inside a network of a kernel that takes so many by itself, were all weights in the nearest cache."""
-        waited_s = self.waited * row_wait_s(op, precision, seconds, self.waits)
+        waited_s = self.waited[use(op)] * row_wait_s(op, precision, seconds, self.waits)
         return max(seconds * self.factors[role(op, precision)] + self.kernel_s - waited_s, _LEAST * seconds)
 
-    def memory_s(self, layers: Layers) -> float:
-        """Seconds of one call that a network waits for weights and what belongs to kernels, and for tensors that caches
-        do not hold."""
-        kernels = list(layers)
-        found = bytes_from_memory(kernels, self.near_bytes) @ [self.s_per_byte[name] for name in STREAMS]
-        wait_s, kernels_s = network_wait_s(kernels, self.waits)
-        return float(found) + self.waited * wait_s + self.kernel_bytes * kernels_s
+    def shared_s(self, kernels: Timed) -> float:
+        """Seconds of one call that belong to no kernel alone: a network waits for weights and what belongs to kernels,
+        and for tensors that caches do not hold, and is disturbed as long runs are."""
+        layers = [kernel[:3] for kernel in kernels]
+        found = bytes_from_memory(layers, self.near_bytes) @ [self.s_per_byte[name] for name in STREAMS]
+        waits_s, kernels_s = network_waits_s(layers, self.waits)
+        waits_s = waits_s @ [self.waited[name] for name in USES]
+        longer_s = self.lengthened * network_longer_s(kernels, self.lengths)
+        return float(found + waits_s) + self.kernel_bytes * kernels_s + longer_s
 
     def slower(self, factor: float) -> "Composition":
         """That of a device whose kernels all take so many times as long."""
@@ -137,12 +168,14 @@ class Composition(BaseModel):
 
 class Sums(NamedTuple):
     """What the kernels of a network amount to in one call: seconds by role, as measured and as predicted without having
-    been fitted on [roles]; seconds that it waits for weights longer than its rows did, and that it would wait for one
-    byte of every kernel; bytes from memory [streams]; and how many kernels it executes."""
+    been fitted on [roles]; seconds that it waits for weights longer than its rows did [uses], that its run is disturbed
+    longer than theirs, and that it would wait for one byte of every kernel; bytes from memory [streams]; and how many
+    kernels it executes."""
 
     measured: Values
     predicted: Values
-    wait_s: float
+    waits_s: Values
+    longer_s: float
     kernels_wait_s: float
     from_memory: Values
     kernels: float
@@ -163,6 +196,11 @@ def role(op: Operator, precision: Precision) -> Role:
     return kind
 
 
+def use(op: Operator) -> Use:
+    """How often an operator uses each of its weights."""
+    return "once" if op.macs <= op.weights else "again"
+
+
 def row_wait_s(op: Operator, precision: Precision, seconds: float, waits: Sequence[Wait]) -> float:
     """How long the row of a kernel that takes so many seconds waited for its weights: as long as for those of all its
     copies, and what these read and write in turn."""
@@ -173,13 +211,31 @@ def row_wait_s(op: Operator, precision: Precision, seconds: float, waits: Sequen
     return stored * _wait_s(count * stored + min(count, TURNS) * moved, waits)
 
 
-def network_wait_s(layers: Layers, waits: Sequence[Wait]) -> tuple[float, float]:
-    """How long one call of a network waits for its weights, and for one byte of every kernel."""
-    if not waits:
-        return 0.0, 0.0
-    count, moved, stored, _ = _columns(layers)
+def network_waits_s(layers: Layers, waits: Sequence[Wait]) -> tuple[Values, float]:
+    """How long one call of a network waits for its weights [uses], and for one byte of every kernel."""
+    kernels = list(layers)
+    if not waits or not kernels:
+        return np.zeros(len(USES)), 0.0
+    count, moved, stored, _ = _columns(kernels)
     byte_s = _wait_s(_working_set(count, moved, stored), waits)
-    return float((count * stored).sum()) * byte_s, float(count.sum()) * byte_s
+    uses = np.array([use(op) for op, _, _ in kernels])
+    return np.array([(count * stored)[uses == name].sum() for name in USES]) * byte_s, float(count.sum()) * byte_s
+
+
+def network_longer_s(kernels: Timed, lengths: Sequence[Length]) -> float:
+    """How much longer kernels of so many seconds take in one run of a network than in the runs of their rows."""
+    if not lengths or not kernels:
+        return 0.0
+    runs_s = [row_copies(int(weight_bytes(op, at)), seconds) * seconds for op, at, _, seconds in kernels]
+    all_s = np.array([count * seconds for _, _, count, seconds in kernels])
+    return float(all_s @ (_longer(all_s.sum(), lengths) - _longer(runs_s, lengths)))
+
+
+def _longer(run_s: Sequence[float] | float, lengths: Sequence[Length]) -> Values:
+    """Shares, by the logarithm of seconds."""
+    known = np.log([length.run_s for length in lengths])
+    shares: Values = np.interp(np.log(run_s), known, [length.longer for length in lengths])
+    return shares
 
 
 def _wait_s(between: float, waits: Sequence[Wait]) -> float:
@@ -189,20 +245,25 @@ def _wait_s(between: float, waits: Sequence[Wait]) -> float:
 
 
 def sums_of(
-    kernels: Sequence[tuple[Operator, Precision, int, float, float]], waits: Sequence[Wait], near_bytes: float
+    kernels: Sequence[tuple[Operator, Precision, int, float, float]],
+    waits: Sequence[Wait],
+    lengths: Sequence[Length],
+    near_bytes: float,
 ) -> Sums:
     """Those of a network's kernels: each with its (realised) precision, how often one call executes it, and its seconds
     as measured and as predicted."""
     by_role = np.zeros((2, len(ROLES)))
     for op, precision, count, *seconds in kernels:
         by_role[:, ROLES.index(role(op, precision))] += count * np.array(seconds)
-    rows_wait_s = sum(count * row_wait_s(op, precision, own_s, waits) for op, precision, count, own_s, _ in kernels)
     layers = [(op, precision, count) for op, precision, count, _, _ in kernels]
-    wait_s, kernels_wait_s = network_wait_s(layers, waits)
+    waits_s, kernels_wait_s = network_waits_s(layers, waits)
+    for op, precision, count, own_s, _ in kernels:
+        waits_s[USES.index(use(op))] -= count * row_wait_s(op, precision, own_s, waits)
     return Sums(
         measured=by_role[0],
         predicted=by_role[1],
-        wait_s=wait_s - rows_wait_s,
+        waits_s=waits_s,
+        longer_s=network_longer_s([kernel[:4] for kernel in kernels], lengths),
         kernels_wait_s=kernels_wait_s,
         from_memory=bytes_from_memory(layers, near_bytes),
         kernels=sum(count for _, _, count in layers),
@@ -287,27 +348,33 @@ def compose(
     overhead_s: float,
     shortest_s: float,
     waits: Sequence[Wait],
+    lengths: Sequence[Length],
     near_bytes: float,
 ) -> Composition:
-    """From the sums of networks' kernels, by `waits` and for the second cache's `near_bytes`, and the networks' own
-    seconds, of every pass. A call costs `overhead_s`, the shortest kernel of the profile `shortest_s`.
+    """From the sums of networks' kernels, by `waits`, `lengths` and the second cache's `near_bytes`, and the networks'
+    own seconds, of every pass. A call costs `overhead_s`, the shortest kernel of the profile `shortest_s`.
 
     All follows from the measured sums and the median of the passes. A half-width is the conformal quantile of errors of
     networks left out.
     """
     whole = np.array([median(passes) for passes in samples_s])
-    rest = [[one.wait_s, one.kernels_wait_s, *one.from_memory, shortest_s * one.kernels] for one in networks]
+    rest = [
+        [*one.waits_s, one.longer_s, one.kernels_wait_s, *one.from_memory, shortest_s * one.kernels] for one in networks
+    ]
     design, unseen = (np.hstack([[getattr(one, name) for one in networks], rest]) for name in ("measured", "predicted"))
     left_out = _left_out(design, overhead_s, whole)
     widths = [conformal_width(np.abs(np.log(_ratios(sums, left_out, overhead_s, whole)))) for sums in (design, unseen)]
     change = _solve(design, overhead_s, whole)
+    waited = np.maximum(1 + change[len(ROLES) : _KNOWN], 0.0).tolist()
     return Composition(
         networks=len(whole),
         factors=dict(zip(ROLES, (1 + change[: len(ROLES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]) * shortest_s,
         waits=tuple(waits),
-        waited=max(1 + float(change[_KNOWN - 1]), 0.0),
+        waited=dict(zip(USES, waited[:-1], strict=True)),
         kernel_bytes=float(change[_KNOWN]),
+        lengths=tuple(lengths),
+        lengthened=waited[-1],
         near_bytes=near_bytes,
         s_per_byte=dict(zip(STREAMS, change[_KNOWN + 1 : -1].tolist(), strict=True)),
         measured_width=widths[0],

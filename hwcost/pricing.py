@@ -80,14 +80,14 @@ class Price:
 
 @dataclass(frozen=True)
 class Total:
-    """A network: seconds of one call with an interval, the runtime's own share, that of weights and tensors that caches
-    do not hold, and the price of each layer in order."""
+    """A network: seconds of one call with an interval, the runtime's own share, what belongs to no layer alone (memory
+    that caches do not hold, disturbances of a long run), and the price of each layer in order."""
 
     latency_s: float
     low_s: float
     high_s: float
     run_overhead_s: float
-    memory_s: float
+    shared_s: float
     prices: tuple[Price, ...]
 
     @property
@@ -113,7 +113,7 @@ class Total:
             self.low_s / speed,
             self.high_s / speed,
             self.run_overhead_s / speed,
-            self.memory_s / speed,
+            self.shared_s / speed,
             tuple(price.at_speed(speed) for price in self.prices),
         )
 
@@ -224,14 +224,14 @@ class CostModel:
         prices = self.prices(layers)
         overhead_s = self.profile.run_overhead_s
         composition = self.fit.composition if self.fit is not None else None
-        kernels = [(op, price.runs_as, 1) for (op, _), price in zip(layers, prices, strict=True)]
-        memory_s = 0.0 if composition is None else composition.memory_s(kernels)
+        kernels = [(op, price.runs_as, 1, price.latency_s) for (op, _), price in zip(layers, prices, strict=True)]
+        shared_s = 0.0 if composition is None else composition.shared_s(kernels)
         low_s, high_s = (
-            (overhead_s + memory_s) * share + sum(price.part_s[end] for price in prices)
+            (overhead_s + shared_s) * share + sum(price.part_s[end] for price in prices)
             for end, share in enumerate((1 - COMPOSITION, 1 + COMPOSITION))
         )
-        latency_s = overhead_s + memory_s + sum(price.latency_s for price in prices)
-        return Total(latency_s, low_s, high_s, overhead_s, memory_s, prices)
+        latency_s = overhead_s + shared_s + sum(price.latency_s for price in prices)
+        return Total(latency_s, low_s, high_s, overhead_s, shared_s, prices)
 
 
 def load_cost_model(profile_path: Path) -> CostModel:

@@ -145,6 +145,10 @@ class Network(BaseModel):
     samples_s: tuple[Seconds, ...] = Field(min_length=1)
 
 
+_WITH_NETWORKS: Final = "weights", "lengths", "subnormal_s"
+"""What is measured with whole networks, and only then."""
+
+
 class WeightStream(BaseModel):
     """How long a kernel takes for each byte of its weights where so many bytes came between, those of its other copies:
     seconds of every pass."""
@@ -153,6 +157,15 @@ class WeightStream(BaseModel):
 
     bytes: int = Field(ge=1)
     s_per_byte: tuple[Seconds, ...] = Field(min_length=1)
+
+
+class RunLength(BaseModel):
+    """How long a run of so many rounds of the same kernels takes, in every pass."""
+
+    model_config = _STRICT
+
+    rounds: int = Field(ge=1)
+    run_s: tuple[Seconds, ...] = Field(min_length=1)
 
 
 class Profile(BaseModel):
@@ -173,6 +186,7 @@ class Profile(BaseModel):
     notes: tuple[str, ...] = ()
     realisations: tuple[Realisation, ...] = ()
     weights: tuple[WeightStream, ...] = ()
+    lengths: tuple[RunLength, ...] = ()
     subnormal_s: float = Field(default=0.0, ge=0)
     networks: tuple[Network, ...] = ()
     rows: tuple[Row, ...] = Field(min_length=1)
@@ -227,7 +241,7 @@ class Profile(BaseModel):
 
     def to_json(self) -> bytes:
         """The file's bytes: the head indented, one network and one row a line."""
-        apart = {"networks", "rows", *(name for name in ("weights", "subnormal_s") if not getattr(self, name))}
+        apart = {"networks", "rows", *(name for name in _WITH_NETWORKS if not getattr(self, name))}
         head = self.model_dump_json(indent=1, exclude=apart).removesuffix("\n}")
         networks = ",\n".join(network.model_dump_json() for network in self.networks)
         rows = ",\n".join(row.model_dump_json(exclude=None if row.others else {"others"}) for row in self.rows)
@@ -250,7 +264,7 @@ class Profile(BaseModel):
         kept = {layer: row for layer, row in older._by_layer.items() if row.source != "adapted"}
         rows = {**kept, **self._by_layer}
         whole = self if self.networks else older
-        measured_with_them = {name: getattr(whole, name) for name in ("networks", "weights", "subnormal_s")}
+        measured_with_them = {name: getattr(whole, name) for name in ("networks", *_WITH_NETWORKS)}
         return self.changed(**measured_with_them, rows=tuple(rows.values()))
 
     def changed(self, **fields: object) -> "Profile":

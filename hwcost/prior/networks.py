@@ -18,7 +18,14 @@ from hwcost.prior.draws import pick
 
 _OPSET: Final = 17
 _SIDES: Final = (32, 48, 64, 96, 128, 160, 192, 224)
-_MOST_MACS: Final = 700_000_000
+_LARGE_SIDES: Final = (128, 160, 192, 224, 256, 320)
+_MACS: Final = (0, 700_000_000)
+_LARGE_MACS: Final = (700_000_000, 3_000_000_000)
+"""Of half of the networks, which run as long as most published ones do."""
+_MOST_NUMBERS: Final = 25_000_000
+"""Weights of a network at most, but of those that are there for their weights."""
+_ATTEMPTS: Final = 40
+"""So many are drawn before one that is too small will do."""
 _BLOCKS: Final = (
     "plain",
     "branched",
@@ -47,11 +54,18 @@ class _Network:
     x: str = "image"
     channels: int = 3
     macs: int = 0
+    numbers: int = 0
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
 
+    @property
+    def excessive(self) -> bool:
+        """Whether it is too large already, whatever follows."""
+        return self.macs > _LARGE_MACS[1] or self.numbers > _MOST_NUMBERS
+
     def constant(self, value: NDArray[Any]) -> str:
         name = f"c{len(self.constants)}"
+        self.numbers += value.size
         self.constants.append(numpy_helper.from_array(value, name))
         return name
 
@@ -264,7 +278,7 @@ class _Network:
             self.activate("relu")
         return self.model(pooled=False)
 
-    def attention(self) -> onnx.ModelProto:
+    def attention(self, blocks: int) -> onnx.ModelProto:
         """Patches of an image as tokens (arXiv 2010.11929)."""
         patch = pick(self.rng, (8, 16)) if self.side <= 128 else 16
         heads = pick(self.rng, (2, 3, 4, 6))
@@ -272,7 +286,7 @@ class _Network:
         tokens = self.side**2
         self.reshape(1, self.channels, tokens)
         self.node("Transpose", self.x, perm=[0, 2, 1])
-        for _ in range(int(self.rng.integers(3, 7))):
+        for _ in range(blocks):
             self.attend(tokens, heads)
         self.layer_norm()
         self.node("ReduceMean", self.x, axes=[1], keepdims=0)
@@ -298,6 +312,34 @@ class _Network:
             self.side *= 2
             self.channels = 2 * width
             self.conv(width, 3, activation="relu")
+        return self.model()
+
+    def drawn(self, kind: str, large: bool) -> onnx.ModelProto:
+        """Stages of blocks of one kind behind a stem; a large network is deeper."""
+        if kind == "attention":
+            return self.attention(int(self.rng.integers(*((6, 13) if large else (3, 7)))))
+        if kind == "pyramid":
+            return self.pyramid()
+        rng = self.rng
+        activation = pick(rng, _ACTIVATIONS.get(kind, ("relu",)))
+        width = pick(rng, (8, 12, 16, 24, 32, 48, 64))
+        if kind == "wide":  # weights in the late layers, as deep residual networks have them
+            self.side = self.side if large else pick(rng, _SIDES[:4])
+            self.shape = (1, 3, self.side, self.side)
+            kind, width = "bottleneck", pick(rng, (128, 224) if large else (224, 320, 448))
+            self.conv(width // 4, 3, 2, activation=activation)
+        self.conv(width, pick(rng, (3, 3, 5, 7)), 2, activation=activation)
+        if self.side > 64:
+            self.node("MaxPool", self.x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+            self.side = (self.side - 1) // 2 + 1
+        stages, blocks = ((3, 6), (2, 6)) if large else ((2, 5), (1, 4))
+        for stage in range(int(rng.integers(*stages))):
+            width = round(width * rng.uniform(1.2, 2.2) / 8) * 8
+            for number in range(int(rng.integers(*blocks))):
+                if self.excessive:
+                    break
+                stride = 2 if number == 0 and stage and self.side > 6 else 1
+                self.block(kind, width, stride, pick(rng, (3, 3, 5)), activation)
         return self.model()
 
     def gemm(self, made: int) -> str:
@@ -337,32 +379,17 @@ class _Network:
 
 
 def random_network(seed: int, index: int) -> onnx.ModelProto:
-    """Network `index` of a seed, float, one image in NCHW; its blocks are of the kind whose turn it is."""
-    for attempt in range(100):
+    """Network `index` of a seed, float, one image in NCHW; its blocks are of the kind whose turn it is, and every
+    second one is large, of other kinds when their turn comes again."""
+    turn, place = divmod(index, len(_BLOCKS))
+    kind, large = _BLOCKS[place], (turn + place) % 2 == 1
+    (least, most), sides = (_LARGE_MACS, _LARGE_SIDES) if large else (_MACS, _SIDES)
+    for attempt in range(10 * _ATTEMPTS):
         rng = np.random.default_rng([seed, index, attempt])
-        network = _Network(rng, pick(rng, _SIDES))
-        kind = _BLOCKS[index % len(_BLOCKS)]
+        network = _Network(rng, pick(rng, sides))
         if kind == "heavy":
             return network.heavy()
-        if kind in ("attention", "pyramid"):
-            model = network.attention() if kind == "attention" else network.pyramid()
-            if network.macs <= _MOST_MACS:
-                return model
-            continue
-        activation = pick(rng, _ACTIVATIONS.get(kind, ("relu",)))
-        width = pick(rng, (8, 12, 16, 24, 32, 48, 64))
-        if kind == "wide":  # weights in the late layers, as deep residual networks have them
-            network, kind, width = _Network(rng, pick(rng, _SIDES[:4])), "bottleneck", pick(rng, (224, 320, 448))
-            network.conv(width // 4, 3, 2, activation=activation)
-        network.conv(width, pick(rng, (3, 3, 5, 7)), 2, activation=activation)
-        if network.side > 64:
-            network.node("MaxPool", network.x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-            network.side = (network.side - 1) // 2 + 1
-        for stage in range(int(rng.integers(2, 5))):
-            width = round(width * rng.uniform(1.2, 2.2) / 8) * 8
-            for number in range(int(rng.integers(1, 4))):
-                stride = 2 if number == 0 and stage and network.side > 6 else 1
-                network.block(kind, width, stride, pick(rng, (3, 3, 5)), activation)
-        if network.macs <= _MOST_MACS:
-            return network.model()
-    raise AssertionError("a small network is drawn in a hundred attempts")
+        model = network.drawn(kind, large)
+        if (least if attempt < _ATTEMPTS else 0) <= network.macs <= most and not network.excessive:
+            return model
+    raise AssertionError("a small network is drawn in a few attempts")

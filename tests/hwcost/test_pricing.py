@@ -188,7 +188,7 @@ def test_the_parts_of_a_network_add_up_to_its_interval(
 ) -> None:
     for one in (model, composed):
         total = one.price_all(layers)
-        assert total.memory_s == 0  # of such small networks caches hold all weights
+        assert total.shared_s == 0  # of such small networks caches hold all weights
         parts = [sum(price.part_s[end] for price in total.prices) for end in (0, 1)]
         overhead = [total.run_overhead_s * share for share in (1 - COMPOSITION, 1 + COMPOSITION)]
         assert [total.low_s, total.high_s] == pytest.approx(np.add(parts, overhead))
@@ -201,13 +201,13 @@ def test_weights_that_caches_do_not_hold_cost_a_network_time(model: CostModel, c
     layers = [(large, Precision(4, 8))] * 40  # which run as int8 kernels, whose weights are 8 bits wide
     total = composed.price_all(layers)
     weight_bytes = 40 * (large.weights + 8 * large.channels)
-    assert total.memory_s == pytest.approx(weight_bytes * COMPOSITIONS.waits[-1].s_per_byte)
+    assert total.shared_s == pytest.approx(weight_bytes * COMPOSITIONS.waits[-1].s_per_byte)
     kernels_s = sum(price.latency_s for price in total.prices)
-    assert total.latency_s == pytest.approx(total.run_overhead_s + total.memory_s + kernels_s)
+    assert total.latency_s == pytest.approx(total.run_overhead_s + total.shared_s + kernels_s)
     assert total.low_s < total.latency_s < total.high_s
     few = composed.price_all(layers[:4])
-    assert composed.price_all(layers[:1]).memory_s == 0 < few.memory_s < total.memory_s / 10
-    assert model.price_all(layers).memory_s == 0
+    assert composed.price_all(layers[:1]).shared_s == 0 < few.shared_s < total.shared_s / 10
+    assert model.price_all(layers).shared_s == 0
 
 
 def test_a_network_of_more_predictions_is_less_sure(composed: CostModel) -> None:

@@ -20,6 +20,7 @@ from hwcost.sampling import prior_operators
 from hwcost.whole import WholeNetwork, affordable_networks, time_network, whole_networks
 
 NETWORKS = range(12)
+LARGE = (1, 5, 9, 11)
 """One of each kind of block."""
 
 
@@ -158,7 +159,8 @@ def test_a_random_network_is_sound_the_same_for_a_seed_and_runs(tmp_path: Path, 
     assert np.isfinite(answer).all()
     found = read_model(path)
     assert found.uncovered == () and len(found.layers) > 5
-    assert 0 < sum(op.macs for _, op, _ in found.layers) < 1_000_000_000
+    macs = sum(op.macs for _, op, _ in found.layers)
+    assert 0 < macs < 3_500_000_000 and (macs > 500_000_000 or index not in LARGE)
 
 
 @pytest.fixture(scope="module")
