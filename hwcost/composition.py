@@ -16,7 +16,7 @@ predictions of the measured networks right, by the median of their passes: a net
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -44,14 +44,12 @@ Role = Literal[
 """The same, with convolutions over all channels told from other products: those of one pixel and those of more."""
 Use = Literal["once", "again"]
 """How often a kernel uses each of its weights."""
-Stream = Literal["tensors", "near tensors"]
-"""What a kernel reads or writes that caches may have lost: tensors that the last cache loses; and those that the second
-one loses, of kernels that only move or map data."""
+Stream = Literal["product tensors", "data tensors", "near tensors"]
+"""What a kernel reads or writes that caches may have lost: tensors of products, and of kernels that only move or map
+data, where a network takes long; and of the latter what the second cache loses in any network."""
 
-Layers = Iterable[tuple[Operator, Precision, int]]
-"""Kernels at their realised precision, and how often one call executes each."""
-Timed = Sequence[tuple[Operator, Precision, int, float]]
-"""The same, and the seconds of each."""
+Kernels = Sequence[tuple[Operator, Precision, int, float]]
+"""Kernels at their realised precision, how often one call executes each, and its seconds."""
 Values = NDArray[np.float64]
 
 CLASSES: Final = get_args(KernelClass)
@@ -79,15 +77,16 @@ _TENSORS: Final = 2
 """A working set is all weights, and so many times the tensors that the kernel with the largest reads and writes."""
 _AROUND: Final = 4
 """Until a place is used again, a network moves about so many times what the kernel does that uses it."""
-_SHORT_LIVED_BYTES: Final = 0.25 * 1024**2, 2 * 1024**2
-"""Tensors of a kernel that are still near when the next one reads them, all and none."""
-_HELD_TENSORS: Final = 2 * 1024**2, 16 * 1024**2
-"""The working sets that find all and nothing of their tensors again."""
+_BROUGHT: Final = 1 / 8
+"""Share of what memory delivers that others bring into the last cache meanwhile: after a pause of 3, 10 and 30 ms,
+weights cost on two servers what so many bytes more had cost between."""
+_FORGOTTEN_S: Final = 3e-3, 3e-2
+"""Calls of a network after which all and none of its tensors are where they would be had it the caches alone."""
 
 
 class Wait(BaseModel):
-    """Seconds that a byte of weights takes longer than from the nearest cache, where a network goes through so many
-    bytes before it comes back to them."""
+    """Seconds that a byte of weights takes longer than from the nearest cache, where so many bytes come between, those
+    of others among them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -96,12 +95,16 @@ class Wait(BaseModel):
 
 
 def waits_of(streams: Sequence[WeightStream]) -> tuple[Wait, ...]:
-    """From seconds per byte, by how many bytes came between, to what waiting is of them: the mean of the passes, less
-    what the nearest cache takes; more bytes never come sooner."""
+    """From seconds per byte, by how many bytes of its own came between, to what waiting is of them: the mean of the
+    passes, less what the nearest cache takes; more bytes never come sooner."""
     rising = sorted(streams, key=lambda one: one.bytes)
     seconds = np.array([fmean(one.s_per_byte) for one in rising])
     longer = np.minimum.accumulate((seconds - seconds.min(initial=math.inf))[::-1])[::-1]
-    return tuple(Wait(bytes=one.bytes, s_per_byte=more) for one, more in zip(rising, longer.tolist(), strict=True))
+    run_s = seconds * [one.bytes for one in rising]
+    between = [one.bytes for one in rising] + _brought(run_s, longer.max(initial=0.0))
+    return tuple(
+        Wait(bytes=all_of, s_per_byte=more) for all_of, more in zip(between.tolist(), longer.tolist(), strict=True)
+    )
 
 
 class Length(BaseModel):
@@ -149,12 +152,11 @@ class Composition(BaseModel):
         waited_s = self.waited[use(op)] * row_wait_s(op, precision, seconds, self.waits)
         return max(seconds * self.factors[role(op, precision)] + self.kernel_s - waited_s, _LEAST * seconds)
 
-    def shared_s(self, kernels: Timed) -> float:
+    def shared_s(self, kernels: Kernels) -> float:
         """Seconds of one call that belong to no kernel alone: a network waits for weights and what belongs to kernels,
         and for tensors that caches do not hold, and is disturbed as long runs are."""
-        layers = [kernel[:3] for kernel in kernels]
-        found = bytes_from_memory(layers, self.near_bytes) @ [self.s_per_byte[name] for name in STREAMS]
-        waits_s, kernels_s = network_waits_s(layers, self.waits)
+        found = bytes_from_memory(kernels, self.near_bytes) @ [self.s_per_byte[name] for name in STREAMS]
+        waits_s, kernels_s = network_waits_s(kernels, self.waits)
         waits_s = waits_s @ [self.waited[name] for name in USES]
         longer_s = self.lengthened * network_longer_s(kernels, self.lengths)
         return float(found + waits_s) + self.kernel_bytes * kernels_s + longer_s
@@ -204,25 +206,25 @@ def use(op: Operator) -> Use:
 def row_wait_s(op: Operator, precision: Precision, seconds: float, waits: Sequence[Wait]) -> float:
     """How long the row of a kernel that takes so many seconds waited for its weights: as long as for those of all its
     copies, and what these read and write in turn."""
-    _, moved, stored, _ = _kernel(op, precision, 1)
+    _, moved, stored, _, _ = _kernel(op, precision, 1, seconds)
     if not waits or not stored:
         return 0.0
     count = row_copies(int(stored), seconds)
-    return stored * _wait_s(count * stored + min(count, TURNS) * moved, waits)
+    return stored * _wait_s(count * stored + min(count, TURNS) * moved, count * seconds, waits)
 
 
-def network_waits_s(layers: Layers, waits: Sequence[Wait]) -> tuple[Values, float]:
+def network_waits_s(kernels: Kernels, waits: Sequence[Wait]) -> tuple[Values, float]:
     """How long one call of a network waits for its weights [uses], and for one byte of every kernel."""
-    kernels = list(layers)
     if not waits or not kernels:
         return np.zeros(len(USES)), 0.0
-    count, moved, stored, _ = _columns(kernels)
-    byte_s = _wait_s(_working_set(count, moved, stored), waits)
-    uses = np.array([use(op) for op, _, _ in kernels])
+    count, moved, stored, _, seconds = _columns(kernels)
+    own = (count * stored).sum() + _TENSORS * moved.max()
+    byte_s = _wait_s(own, (count * seconds).sum(), waits)
+    uses = np.array([use(op) for op, _, _, _ in kernels])
     return np.array([(count * stored)[uses == name].sum() for name in USES]) * byte_s, float(count.sum()) * byte_s
 
 
-def network_longer_s(kernels: Timed, lengths: Sequence[Length]) -> float:
+def network_longer_s(kernels: Kernels, lengths: Sequence[Length]) -> float:
     """How much longer kernels of so many seconds take in one run of a network than in the runs of their rows."""
     if not lengths or not kernels:
         return 0.0
@@ -238,10 +240,16 @@ def _longer(run_s: Sequence[float] | float, lengths: Sequence[Length]) -> Values
     return shares
 
 
-def _wait_s(between: float, waits: Sequence[Wait]) -> float:
-    """Seconds of a byte, by the logarithm of the bytes in between."""
+def _wait_s(own: float, run_s: float, waits: Sequence[Wait]) -> float:
+    """Seconds of a byte, by the logarithm of the bytes in between, of its own and those that others bring in a run."""
+    between = max(own + float(_brought(run_s, waits[-1].s_per_byte)), 1.0)
     sizes = [math.log(wait.bytes) for wait in waits]
-    return float(np.interp(math.log(max(between, 1.0)), sizes, [wait.s_per_byte for wait in waits]))
+    return float(np.interp(math.log(between), sizes, [wait.s_per_byte for wait in waits]))
+
+
+def _brought(run_s: Values | float, longest_s: float) -> Values:
+    """Bytes that others bring into the last cache in so many seconds, where memory takes `longest_s` a byte."""
+    return np.asarray(run_s) * (_BROUGHT / longest_s if longest_s else 0.0)
 
 
 def sums_of(
@@ -255,54 +263,46 @@ def sums_of(
     by_role = np.zeros((2, len(ROLES)))
     for op, precision, count, *seconds in kernels:
         by_role[:, ROLES.index(role(op, precision))] += count * np.array(seconds)
-    layers = [(op, precision, count) for op, precision, count, _, _ in kernels]
-    waits_s, kernels_wait_s = network_waits_s(layers, waits)
+    timed = [kernel[:4] for kernel in kernels]
+    waits_s, kernels_wait_s = network_waits_s(timed, waits)
     for op, precision, count, own_s, _ in kernels:
         waits_s[USES.index(use(op))] -= count * row_wait_s(op, precision, own_s, waits)
     return Sums(
         measured=by_role[0],
         predicted=by_role[1],
         waits_s=waits_s,
-        longer_s=network_longer_s([kernel[:4] for kernel in kernels], lengths),
+        longer_s=network_longer_s(timed, lengths),
         kernels_wait_s=kernels_wait_s,
-        from_memory=bytes_from_memory(layers, near_bytes),
-        kernels=sum(count for _, _, count in layers),
+        from_memory=bytes_from_memory(timed, near_bytes),
+        kernels=sum(count for _, _, count, _ in timed),
     )
 
 
-def bytes_from_memory(layers: Layers, near_bytes: float) -> Values:
+def bytes_from_memory(kernels: Kernels, near_bytes: float) -> Values:
     """Bytes of each stream that one call of a network moves although kernels timed alone found them in a cache, the
     second one of which holds `near_bytes`."""
-    count, moved, stored, maps = _columns(layers)
+    count, moved, stored, maps, seconds = _columns(kernels)
     total = (count * (moved + stored)).sum()
     inside, alone = _AROUND * (moved + stored), moved  # bytes until a place is used again
     beyond = spilled(inside, near_bytes) - spilled(alone, near_bytes)
     near = (count * moved * beyond * maps).sum() * spilled(total, near_bytes)
-    lost = _between(_working_set(count, moved, stored), *_HELD_TENSORS)
-    return np.array([(count * moved * _between(moved, *_SHORT_LIVED_BYTES)).sum() * lost, near])
+    none, every = _FORGOTTEN_S
+    forgotten = np.clip(math.log(max((count * seconds).sum(), none) / none) / math.log(every / none), 0.0, 1.0)
+    products, data = ((count * moved)[maps == kind].sum() for kind in (0, 1))
+    return np.array([products * forgotten, data * forgotten, near])
 
 
-def _columns(layers: Layers) -> Values:
-    """What `_kernel` tells of each, [4, kernels]."""
-    return np.array([_kernel(*layer) for layer in layers]).reshape(-1, 4).T
+def _columns(kernels: Kernels) -> Values:
+    """What `_kernel` tells of each, [5, kernels]."""
+    return np.array([_kernel(*kernel) for kernel in kernels]).reshape(-1, 5).T
 
 
-def _working_set(count: Values, moved: Values, stored: Values) -> float:
-    return float((count * stored).sum() + _TENSORS * moved.max(initial=0.0))
-
-
-def _kernel(op: Operator, precision: Precision, count: int) -> tuple[float, ...]:
-    """How often it runs, bytes of the tensors and of the weights that it moves, and whether it only moves or maps
-    data."""
+def _kernel(op: Operator, precision: Precision, count: int, seconds: float) -> tuple[float, ...]:
+    """How often it runs, bytes of the tensors and of the weights that it moves, whether it only moves or maps data, and
+    its seconds."""
     weights = weight_bytes(op, precision)
     stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weights  # not its table
-    return count, bytes_moved(op, precision) - weights, stored, not op.macs
-
-
-def _between(size: Values | float, low: float, high: float) -> Values:
-    """0 up to `low`, 1 from `high` on, by the logarithm."""
-    share: Values = np.clip(np.log(np.maximum(size, 1.0) / low) / math.log(high / low), 0.0, 1.0)
-    return share
+    return count, bytes_moved(op, precision) - weights, stored, not op.macs, seconds
 
 
 def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:

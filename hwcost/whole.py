@@ -35,7 +35,7 @@ _SHARE: Final = 1 / 15
 _TIME_S: Final = 0.25
 _LOOK_S: Final = 0.05
 """How long a network runs in one pass, and in the look that says what a pass takes."""
-_PASSES, _LEAST_PASSES = 4, 2
+_PASSES, _LEAST_PASSES = 3, 2
 _PASSES_SHARE: Final = 0.3
 """Share of the budget for all passes over networks; where somebody disturbs them there are fewer."""
 _AGAIN: Final = 2

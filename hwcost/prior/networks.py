@@ -134,8 +134,8 @@ class _Network:
     def reshape(self, *shape: int) -> str:
         return self.node("Reshape", self.x, self.constant(np.array(shape, np.int64)))
 
-    def attend(self, tokens: int, heads: int) -> None:
-        """A block of a transformer encoder (arXiv 1706.03762), norms first."""
+    def attend(self, tokens: int, heads: int, times: int) -> None:
+        """A block of a transformer encoder (arXiv 1706.03762), norms first, its perceptron so many times as wide."""
         before, width = self.x, self.channels
         normed, parts = self.layer_norm(), []
         for order in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
@@ -149,7 +149,7 @@ class _Network:
         self.reshape(1, tokens, width)
         before = self.node("Add", self.dense(width), before)
         self.layer_norm()
-        self.node("Add", self.perceptron(pick(self.rng, (2, 4))), before)
+        self.node("Add", self.perceptron(times), before)
 
     def branches(self, width: int, stride: int, activation: str) -> None:
         """Windows of several sizes beside each other (arXiv 1409.4842)."""
@@ -286,8 +286,9 @@ class _Network:
         tokens = self.side**2
         self.reshape(1, self.channels, tokens)
         self.node("Transpose", self.x, perm=[0, 2, 1])
+        times = pick(self.rng, (2, 4))
         for _ in range(blocks):
-            self.attend(tokens, heads)
+            self.attend(tokens, heads, times)
         self.layer_norm()
         self.node("ReduceMean", self.x, axes=[1], keepdims=0)
         return self.model(pooled=False)
@@ -335,9 +336,14 @@ class _Network:
         stages, blocks = ((3, 6), (2, 6)) if large else ((2, 5), (1, 4))
         for stage in range(int(rng.integers(*stages))):
             width = round(width * rng.uniform(1.2, 2.2) / 8) * 8
+            state = rng.bit_generator.state
             for number in range(int(rng.integers(*blocks))):
                 if self.excessive:
                     break
+                if number == 1:
+                    state = rng.bit_generator.state
+                elif number > 1:  # the blocks of a stage are alike but for the first, as in published networks
+                    rng.bit_generator.state = state
                 stride = 2 if number == 0 and stage and self.side > 6 else 1
                 self.block(kind, width, stride, pick(rng, (3, 3, 5)), activation)
         return self.model()

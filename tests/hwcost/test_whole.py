@@ -49,14 +49,14 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 def test_networks_are_told_at_the_speed_of_the_rows(profile: Profile, tmp_path: Path, times: float) -> None:
     run_s = profile.run_overhead_s + times * LATENCY_S
     found = _runs(tmp_path, run_s).again(profile, lambda: 1e9, _told)
-    assert [len(network.samples_s) for network in found.networks] == [4, 4]
+    assert [len(network.samples_s) for network in found.networks] == [3, 3]
     for network in found.networks:
-        assert network.samples_s == pytest.approx([run_s / times] * 4)
+        assert network.samples_s == pytest.approx([run_s / times] * 3)
     assert found.rows == profile.rows and found.digest != profile.digest
 
 
 def test_no_pass_is_begun_that_a_budget_has_no_time_for_but_two_always_are(profile: Profile, tmp_path: Path) -> None:
-    for budget_s, passes in ((0.0, 2), (45.0, 3), (1e9, 4)):
+    for budget_s, passes in ((0.0, 2), (1e9, 3)):
         left_s = itertools.count(budget_s, -10.0)  # ten seconds from one look to the next
         found = _runs(tmp_path / str(passes), 1e-3).again(profile, partial(next, left_s), _told)
         assert {len(network.samples_s) for network in found.networks} == {passes}
