@@ -7,12 +7,15 @@ kernels has a factor, close to 1, and every change from one kernel to another ma
 Weights are waited for as long as it takes from where they are: a cache, if one holds all that a network goes through
 until it comes back to them, or memory. How long a byte takes from where is measured, with one kernel in ever more
 copies (`hwcost.weights`). The copies that a row was timed with had to come from somewhere, too: that wait is taken off
-the row, and the network's is added. What the runtime itself keeps of every kernel comes from there as well, small
-things that lie apart and are waited for one by one, as long in all as for so many bytes of weights. Large tensors cost
-time by the byte, the more the larger what a call touches, its working set. What only moves or maps tensors finds them
-in the second cache when it is timed, and often not in a network, whatever that needs in all. A long run is disturbed
-where the short ones of a row were not, which is measured as well (`hwcost.lengths`). All this is what makes the
-predictions of the measured networks right, by the median of their passes: a network is wanted as it usually runs.
+the row, and the network's is added. What the runtime itself keeps of every kernel comes from there as well,
+small things that lie apart and are waited for one by one, as long in all as for so many bytes of weights. What uses
+a weight once waits otherwise than what uses it again and again, and how often either counts is learnt.
+
+Caches are not a network's alone: others bring what is theirs, so the longer a call takes, the less it finds of its
+weights, and of its tensors, which then cost time by the byte. What only moves or maps tensors finds them in the second
+cache when it is timed, and often not in a network, whatever that needs in all. And a long run is disturbed where the
+short ones of a row were not, which is measured as well (`hwcost.lengths`). All this is what makes the predictions of
+the measured networks right, by the median of their passes: a network is wanted as it usually runs.
 """
 
 import math

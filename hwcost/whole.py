@@ -163,9 +163,9 @@ class NetworkRuns:
         before_s = time_anchors(profile, rows, timings)
         for number in range(self._passes):
             began_s = left_s()
+            self._runtime.renew()
             for start in range(0, len(networks), _BETWEEN):
                 some = range(start, min(start + _BETWEEN, len(networks)))
-                self._runtime.renew()
                 what = f"whole networks, pass {number + 1} of {self._passes}"
                 progress(number * len(networks) + start, self._passes * len(networks), what)
                 seconds = [time_network(networks[place], self._threads, self._seed, self._runtime) for place in some]

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -60,6 +61,20 @@ def test_no_pass_is_begun_that_a_budget_has_no_time_for_but_two_always_are(profi
         left_s = itertools.count(budget_s, -10.0)  # ten seconds from one look to the next
         found = _runs(tmp_path / str(passes), 1e-3).again(profile, partial(next, left_s), _told)
         assert {len(network.samples_s) for network in found.networks} == {passes}
+
+
+def test_every_pass_is_run_in_a_process_of_its_own(profile: Profile, tmp_path: Path) -> None:
+    class Counted(Here):
+        renewed: ClassVar[list[int]] = []
+
+        def renew(self) -> None:
+            self.renewed.append(1)
+
+    runs = NetworkRuns(tmp_path, 1, "u8s8", seed=3, threads=1, runtime=Counted(_says(1e-3).timer))
+    runs.first(lambda: 0.0, None, _told)
+    assert not Counted.renewed
+    (first, *_) = runs.again(profile, lambda: 1e9, _told).networks
+    assert len(Counted.renewed) == len(first.samples_s)
 
 
 def test_a_network_without_all_of_its_rows_is_left_out(profile: Profile, tmp_path: Path) -> None:
