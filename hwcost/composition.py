@@ -14,8 +14,8 @@ a weight once waits otherwise than what uses it again and again, and how often e
 Caches are not a network's alone: others bring what is theirs, so the longer a call takes, the less it finds of its
 weights, and of its tensors, which then cost time by the byte. What only moves or maps tensors finds them in the second
 cache when it is timed, and often not in a network, whatever that needs in all. And a long run is disturbed where the
-short ones of a row were not, which is measured as well (`hwcost.lengths`). All this is what makes the predictions of
-the measured networks right, by the median of their passes: a network is wanted as it usually runs.
+shortest of many short ones, which a row is, was not: a share of its kernels' own time. All this is what makes the
+predictions of the measured networks right, by the median of their passes: a network is wanted as it usually runs.
 """
 
 import math
@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from hwcost.hardware import TURNS, row_copies, spilled
 from hwcost.ops import Conv, Node, Operator, Precision, bytes_moved, weight_bytes
 from hwcost.predictors.base import conformal_width
-from hwcost.profiles import RunLength, WeightStream
+from hwcost.profiles import WeightStream
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
@@ -61,14 +61,14 @@ STREAMS: Final = get_args(Stream)
 USES: Final = get_args(Use)
 _POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
 _SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
-_SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25] * len(USES) + [0.15, 5e4] + [2e-11] * len(STREAMS) + [0.4])
-"""Standard deviations before anything is known: of a factor around 1, of what waits for weights count around 1, of what
-long runs count around 1, of bytes that a kernel is waited for around 0, of seconds per byte around 0, and of seconds
-per kernel around 0, in shortest kernels."""
-_KNOWN: Final = len(ROLES) + len(USES) + 1
-"""Sums that are seconds already: of the roles, of the waits for weights, and of what long runs take longer."""
+_SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25] * len(USES) + [0.05, 5e4] + [2e-11] * len(STREAMS) + [0.4])
+"""Standard deviations before anything is known: of a factor around 1, of what waits for weights count around 1, of the
+share that long runs take longer around 0, of bytes that a kernel is waited for around 0, of seconds per byte around 0,
+and of seconds per kernel around 0, in shortest kernels."""
+_KNOWN: Final = len(ROLES) + len(USES)
+"""Sums that are seconds already: of the roles, and of the waits for weights."""
 _BOUNDS: Final = (
-    np.array([-np.inf] * len(ROLES) + [-1.0] * len(USES) + [-1.0, 0.0] + [0.0] * len(STREAMS) + [-np.inf]) / _SPREADS
+    np.array([-np.inf] * len(ROLES) + [-1.0] * len(USES) + [0.0, 0.0] + [0.0] * len(STREAMS) + [-np.inf]) / _SPREADS
 )
 """Neither a wait nor a byte ever saves time: the least that any of them may change by, in those deviations."""
 _LEAST: Final = 0.25
@@ -83,8 +83,9 @@ _AROUND: Final = 4
 _BROUGHT: Final = 1 / 8
 """Share of what memory delivers that others bring into the last cache meanwhile: after a pause of 3, 10 and 30 ms,
 weights cost on two servers what so many bytes more had cost between."""
-_FORGOTTEN_S: Final = 3e-3, 3e-2
-"""Calls of a network after which all and none of its tensors are where they would be had it the caches alone."""
+_LONG_S: Final = 3e-3, 3e-2
+"""Runs that are not long at all, and wholly: of the former, caches hold the tensors as if nobody else used them, and
+some are not disturbed."""
 
 
 class Wait(BaseModel):
@@ -110,30 +111,12 @@ def waits_of(streams: Sequence[WeightStream]) -> tuple[Wait, ...]:
     )
 
 
-class Length(BaseModel):
-    """The share by which kernels take longer in a run of so many seconds than in the shortest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    run_s: PositiveFloat
-    longer: NonNegativeFloat
-
-
-def lengths_of(runs: Sequence[RunLength]) -> tuple[Length, ...]:
-    """From seconds of runs of more and more rounds to shares: the middle of the passes, and no longer run has less."""
-    rising = sorted(runs, key=lambda one: one.rounds)
-    seconds = np.array([median(one.run_s) for one in rising])
-    each = seconds / [one.rounds for one in rising]
-    longer = np.maximum.accumulate(each / each[:1] - 1)
-    return tuple(Length(run_s=one, longer=more) for one, more in zip(seconds.tolist(), longer.tolist(), strict=True))
-
-
 class Composition(BaseModel):
     """What was learnt: a factor per role of kernels, seconds that every kernel takes longer (or less long) among
     others, how long weights are waited for, how many times that counts, and for how many bytes as long a kernel's own
-    things; what kernels take longer in long runs, and how many times that counts; the bytes of the second cache,
-    seconds per byte of tensors that caches do not hold, and the half-widths (natural logarithm) of a network's
-    interval, where its kernels were measured and where they are predicted."""
+    things; the share that kernels take longer in a long run; the bytes of the second cache, seconds per byte of tensors
+    that caches do not hold, and the half-widths (natural logarithm) of a network's interval, where its kernels were
+    measured and where they are predicted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -143,8 +126,7 @@ class Composition(BaseModel):
     waits: tuple[Wait, ...] = ()
     waited: dict[Use, NonNegativeFloat] = dict.fromkeys(USES, 1.0)
     kernel_bytes: NonNegativeFloat = 0.0
-    lengths: tuple[Length, ...] = ()
-    lengthened: NonNegativeFloat = 1.0
+    longer: NonNegativeFloat = 0.0
     near_bytes: PositiveFloat
     s_per_byte: dict[Stream, NonNegativeFloat]
     measured_width: NonNegativeFloat
@@ -161,8 +143,7 @@ class Composition(BaseModel):
         found = bytes_from_memory(kernels, self.near_bytes) @ [self.s_per_byte[name] for name in STREAMS]
         waits_s, kernels_s = network_waits_s(kernels, self.waits)
         waits_s = waits_s @ [self.waited[name] for name in USES]
-        longer_s = self.lengthened * network_longer_s(kernels, self.lengths)
-        return float(found + waits_s) + self.kernel_bytes * kernels_s + longer_s
+        return float(found + waits_s) + self.kernel_bytes * kernels_s + self.longer * lengthened_s(kernels)
 
     def slower(self, factor: float) -> "Composition":
         """That of a device whose kernels all take so many times as long."""
@@ -173,14 +154,14 @@ class Composition(BaseModel):
 
 class Sums(NamedTuple):
     """What the kernels of a network amount to in one call: seconds by role, as measured and as predicted without having
-    been fitted on [roles]; seconds that it waits for weights longer than its rows did [uses], that its run is disturbed
-    longer than theirs, and that it would wait for one byte of every kernel; bytes from memory [streams]; and how many
-    kernels it executes."""
+    been fitted on [roles]; seconds that it waits for weights longer than its rows did [uses], seconds in a run that is
+    longer than those of its rows, and seconds that it would wait for one byte of every kernel; bytes from memory
+    [streams]; and how many kernels it executes."""
 
     measured: Values
     predicted: Values
     waits_s: Values
-    longer_s: float
+    lengthened_s: float
     kernels_wait_s: float
     from_memory: Values
     kernels: float
@@ -227,20 +208,20 @@ def network_waits_s(kernels: Kernels, waits: Sequence[Wait]) -> tuple[Values, fl
     return np.array([(count * stored)[uses == name].sum() for name in USES]) * byte_s, float(count.sum()) * byte_s
 
 
-def network_longer_s(kernels: Kernels, lengths: Sequence[Length]) -> float:
-    """How much longer kernels of so many seconds take in one run of a network than in the runs of their rows."""
-    if not lengths or not kernels:
+def lengthened_s(kernels: Kernels) -> float:
+    """Seconds of a network's kernels, by how much longer its run is than those of their rows."""
+    if not kernels:
         return 0.0
     runs_s = [row_copies(int(weight_bytes(op, at)), seconds) * seconds for op, at, _, seconds in kernels]
     all_s = np.array([count * seconds for _, _, count, seconds in kernels])
-    return float(all_s @ (_longer(all_s.sum(), lengths) - _longer(runs_s, lengths)))
+    return float(all_s @ (_long(all_s.sum()) - _long(np.array(runs_s))))
 
 
-def _longer(run_s: Sequence[float] | float, lengths: Sequence[Length]) -> Values:
-    """Shares, by the logarithm of seconds."""
-    known = np.log([length.run_s for length in lengths])
-    shares: Values = np.interp(np.log(run_s), known, [length.longer for length in lengths])
-    return shares
+def _long(run_s: Values | float) -> Values:
+    """How long runs are, from 0 to 1, by the logarithm."""
+    none, wholly = _LONG_S
+    share: Values = np.clip(np.log(np.maximum(run_s, none) / none) / math.log(wholly / none), 0.0, 1.0)
+    return share
 
 
 def _wait_s(own: float, run_s: float, waits: Sequence[Wait]) -> float:
@@ -256,10 +237,7 @@ def _brought(run_s: Values | float, longest_s: float) -> Values:
 
 
 def sums_of(
-    kernels: Sequence[tuple[Operator, Precision, int, float, float]],
-    waits: Sequence[Wait],
-    lengths: Sequence[Length],
-    near_bytes: float,
+    kernels: Sequence[tuple[Operator, Precision, int, float, float]], waits: Sequence[Wait], near_bytes: float
 ) -> Sums:
     """Those of a network's kernels: each with its (realised) precision, how often one call executes it, and its seconds
     as measured and as predicted."""
@@ -274,7 +252,7 @@ def sums_of(
         measured=by_role[0],
         predicted=by_role[1],
         waits_s=waits_s,
-        longer_s=network_longer_s(timed, lengths),
+        lengthened_s=lengthened_s(timed),
         kernels_wait_s=kernels_wait_s,
         from_memory=bytes_from_memory(timed, near_bytes),
         kernels=sum(count for _, _, count, _ in timed),
@@ -289,10 +267,8 @@ def bytes_from_memory(kernels: Kernels, near_bytes: float) -> Values:
     inside, alone = _AROUND * (moved + stored), moved  # bytes until a place is used again
     beyond = spilled(inside, near_bytes) - spilled(alone, near_bytes)
     near = (count * moved * beyond * maps).sum() * spilled(total, near_bytes)
-    none, every = _FORGOTTEN_S
-    forgotten = np.clip(math.log(max((count * seconds).sum(), none) / none) / math.log(every / none), 0.0, 1.0)
-    products, data = ((count * moved)[maps == kind].sum() for kind in (0, 1))
-    return np.array([products * forgotten, data * forgotten, near])
+    products, data = ((count * moved)[maps == kind].sum() * _long((count * seconds).sum()) for kind in (0, 1))
+    return np.array([products, data, near])
 
 
 def _columns(kernels: Kernels) -> Values:
@@ -351,18 +327,18 @@ def compose(
     overhead_s: float,
     shortest_s: float,
     waits: Sequence[Wait],
-    lengths: Sequence[Length],
     near_bytes: float,
 ) -> Composition:
-    """From the sums of networks' kernels, by `waits`, `lengths` and the second cache's `near_bytes`, and the networks'
-    own seconds, of every pass. A call costs `overhead_s`, the shortest kernel of the profile `shortest_s`.
+    """From the sums of networks' kernels, by `waits` and for the second cache's `near_bytes`, and the networks' own
+    seconds, of every pass. A call costs `overhead_s`, the shortest kernel of the profile `shortest_s`.
 
     All follows from the measured sums and the median of the passes. A half-width is the conformal quantile of errors of
     networks left out.
     """
     whole = np.array([median(passes) for passes in samples_s])
     rest = [
-        [*one.waits_s, one.longer_s, one.kernels_wait_s, *one.from_memory, shortest_s * one.kernels] for one in networks
+        [*one.waits_s, one.lengthened_s, one.kernels_wait_s, *one.from_memory, shortest_s * one.kernels]
+        for one in networks
     ]
     design, unseen = (np.hstack([[getattr(one, name) for one in networks], rest]) for name in ("measured", "predicted"))
     left_out = _left_out(design, overhead_s, whole)
@@ -374,12 +350,11 @@ def compose(
         factors=dict(zip(ROLES, (1 + change[: len(ROLES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]) * shortest_s,
         waits=tuple(waits),
-        waited=dict(zip(USES, waited[:-1], strict=True)),
-        kernel_bytes=float(change[_KNOWN]),
-        lengths=tuple(lengths),
-        lengthened=waited[-1],
+        waited=dict(zip(USES, waited, strict=True)),
+        longer=float(change[_KNOWN]),
+        kernel_bytes=float(change[_KNOWN + 1]),
         near_bytes=near_bytes,
-        s_per_byte=dict(zip(STREAMS, change[_KNOWN + 1 : -1].tolist(), strict=True)),
+        s_per_byte=dict(zip(STREAMS, change[_KNOWN + 2 : -1].tolist(), strict=True)),
         measured_width=widths[0],
         predicted_width=max(widths),
     )

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threadpoolctl import threadpool_limits
 
 from hwcost.archive import pack, unpack
-from hwcost.composition import Composition, Sums, compose, lengths_of, sums_of, waits_of
+from hwcost.composition import Composition, Sums, compose, sums_of, waits_of
 from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.files import read_file, write_atomically
@@ -35,7 +35,7 @@ from hwcost.profiles import PrecisionField, Profile, Row, Source
 # 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold. 7: lines of
 # rests by thirds, weights used once by the last cache. 8: what neighbours leave of the last cache. 9: waits for weights
 # and kernels as they are measured, pixels that are doubled. 10: few rows by relatives and what their work adds.
-# 11: what long runs take longer, and weights that are used once.
+# 11: by how long a network takes, and weights that are used once.
 FIT_VERSION: Final = 11
 
 BASELINES = ("flops", "roofline")
@@ -205,8 +205,7 @@ def fit_profile(
 
 def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composition | None:
     """What the profile's networks say; `unseen_s` are predictions of its rows by what was not fitted on them."""
-    near_bytes = max(hardware_of(profile.machine, profile.int8_form).l2, 1)
-    waits, lengths = waits_of(profile.weights), lengths_of(profile.lengths)
+    near_bytes, waits = max(hardware_of(profile.machine, profile.int8_form).l2, 1), waits_of(profile.weights)
     sums, samples_s = list[Sums](), list[tuple[float, ...]]()
     for network in profile.networks:
         kernels = []
@@ -217,7 +216,7 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
             predicted_s = unseen_s.get((key(row.operator), row.precision), row.latency_s)
             kernels.append((row.operator, row.precision, part.count, row.latency_s, predicted_s))
         else:
-            sums.append(sums_of(kernels, waits, lengths, near_bytes))
+            sums.append(sums_of(kernels, waits, near_bytes))
             samples_s.append(network.samples_s)
     if not sums:
         return None
@@ -227,7 +226,6 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
         overhead_s=profile.run_overhead_s,
         shortest_s=min(row.latency_s for row in profile.rows),
         waits=waits,
-        lengths=lengths,
         near_bytes=near_bytes,
     )
 

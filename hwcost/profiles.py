@@ -145,7 +145,7 @@ class Network(BaseModel):
     samples_s: tuple[Seconds, ...] = Field(min_length=1)
 
 
-_WITH_NETWORKS: Final = "weights", "lengths", "subnormal_s"
+_WITH_NETWORKS: Final = "weights", "subnormal_s"
 """What is measured with whole networks, and only then."""
 
 
@@ -157,15 +157,6 @@ class WeightStream(BaseModel):
 
     bytes: int = Field(ge=1)
     s_per_byte: tuple[Seconds, ...] = Field(min_length=1)
-
-
-class RunLength(BaseModel):
-    """How long a run of so many rounds of the same kernels takes, in every pass."""
-
-    model_config = _STRICT
-
-    rounds: int = Field(ge=1)
-    run_s: tuple[Seconds, ...] = Field(min_length=1)
 
 
 class Profile(BaseModel):
@@ -186,7 +177,6 @@ class Profile(BaseModel):
     notes: tuple[str, ...] = ()
     realisations: tuple[Realisation, ...] = ()
     weights: tuple[WeightStream, ...] = ()
-    lengths: tuple[RunLength, ...] = ()
     subnormal_s: float = Field(default=0.0, ge=0)
     networks: tuple[Network, ...] = ()
     rows: tuple[Row, ...] = Field(min_length=1)

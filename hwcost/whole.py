@@ -1,9 +1,8 @@
 """Whole networks, run where operators are measured: what a sum of kernels misses is learnt from them.
 
 They are looked at before their kernels are timed, and timed after, at the speed that the machine had for its rows:
-some of these are timed again between them (`hwcost.speed`). How long weights are waited for (`hwcost.weights`) and what
-long runs take longer (`hwcost.lengths`) is measured before and after: it tells how a network finds what is its own from
-how its rows found theirs.
+some of these are timed again between them (`hwcost.speed`). How long weights are waited for is measured before
+and after (`hwcost.weights`): it tells how a network finds its own from how its rows found theirs.
 """
 
 import math
@@ -16,7 +15,6 @@ from typing import Final
 from hwcost.errors import MeasurementError, ModelError
 from hwcost.features import hardware_of
 from hwcost.files import write_atomically
-from hwcost.lengths import run_lengths, time_lengths
 from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.prior.networks import random_network
@@ -116,7 +114,6 @@ class NetworkRuns:
         self._seed, self._threads, self._runtime = seed, threads, runtime
         self._networks: list[WholeNetwork] = []
         self._weights: list[dict[int, float]] = []
-        self._lengths: list[dict[int, float]] = []
         self._passes = _PASSES
         self._left_out: list[str] = []
 
@@ -139,7 +136,7 @@ class NetworkRuns:
         if budget_s is not None:
             self._passes = min(max(int(_PASSES_SHARE * budget_s / max(spent_s, 1e-9)), _LEAST_PASSES), _PASSES)
         began_s = now()
-        self._time_memory()
+        self._time_weights()
         spent_s += _ANCHORS_S * math.ceil(len(self._networks) / _BETWEEN)
         return self._passes * spent_s + _AGAIN * (now() - began_s)
 
@@ -156,7 +153,7 @@ class NetworkRuns:
         notes = [f"a whole network was left out, {text}" for text in self._left_out]
         if unknown := len(self._networks) - len(networks):
             notes.append(f"{unknown} whole networks were left out, not all of their kernels were timed")
-        self._time_memory()
+        self._time_weights()
         samples_s: list[list[float]] = [[] for _ in networks]
         rows = anchors(profile) if networks else ()
         timings = Timings(self._runtime)
@@ -176,11 +173,10 @@ class NetworkRuns:
             ended_s = left_s()
             if number + 1 >= _LEAST_PASSES and ended_s < began_s - ended_s:
                 break
-        self._time_memory()
+        self._time_weights()
         return profile.changed(
             notes=(*profile.notes, *notes),
             weights=weight_streams(self._weights, profile.run_overhead_s),
-            lengths=run_lengths(self._lengths),
             subnormal_s=self._time_subnormal(profile),
             networks=tuple(network.measured(passes) for network, passes in zip(networks, samples_s, strict=True)),
         )
@@ -192,8 +188,6 @@ class NetworkRuns:
         lanes = hardware_of(profile.machine, self._form).lanes
         return time_subnormal(self._runtime, self._form, self._seed, self._threads, lanes)
 
-    def _time_memory(self) -> None:
-        """How long weights are waited for, and long runs take."""
+    def _time_weights(self) -> None:
         if self._networks:
             self._weights.append(time_weights(self._runtime, self._form, self._seed, self._threads))
-            self._lengths.append(time_lengths(self._runtime, self._form, self._seed, self._threads))

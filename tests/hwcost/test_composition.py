@@ -12,14 +12,12 @@ from hwcost.composition import (
     STREAMS,
     USES,
     Composition,
-    Length,
     Sums,
     Wait,
     bytes_from_memory,
     compose,
     kernel_class,
-    lengths_of,
-    network_longer_s,
+    lengthened_s,
     network_waits_s,
     role,
     row_wait_s,
@@ -28,11 +26,11 @@ from hwcost.composition import (
     waits_of,
 )
 from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv, Elementwise, Gemm, Node, Operator, Pool, Precision
-from hwcost.profiles import RunLength, WeightStream
+from hwcost.profiles import WeightStream
 
 FACTORS = np.array([1.02, 0.97, 1.06, 1.05, 0.96, 1.04, 1.1, 0.94])
 RATES = np.array([1.5e-11, 5e-12, 1e-11])
-WAITED, LENGTHENED, KERNEL_BYTES = np.array([0.6, 0.8]), 0.9, 3e4
+WAITED, LONGER, KERNEL_BYTES = np.array([0.6, 0.8]), 0.04, 3e4
 KERNEL_S = -1.5e-7
 OVERHEAD_S = 8e-6
 MEBIBYTE = 1024**2
@@ -43,7 +41,6 @@ WAITS = tuple(
     for size, s_per_byte in ((1, 0.0), (4, 2e-11), (32, 2e-11), (64, 7e-11), (128, 8e-11))
 )
 """Of a second cache of 1 MiB and a last one of 32."""
-LENGTHS = tuple(Length(run_s=seconds, longer=share) for seconds, share in ((4e-4, 0.0), (4e-3, 0.02), (4e-2, 0.06)))
 FLAT = Composition(
     networks=1,
     factors=dict.fromkeys(ROLES, 1.0),
@@ -56,8 +53,8 @@ FLAT = Composition(
 
 
 class Made:
-    """Networks whose times follow from known factors, rates, and waits that count `WAITED` times, and runs whose length
-    counts `LENGTHENED` times; `noise`: of the whole, log-normal; `drift`: by how much two passes of one network differ,
+    """Networks whose times follow from known factors, rates, waits that count `WAITED` times, and long runs that take a
+    share of `LONGER` more; `noise`: of the whole, log-normal; `drift`: by how much two passes of one network differ,
     log-normal."""
 
     def __init__(
@@ -70,33 +67,27 @@ class Made:
         self.predicted = self.measured * np.exp(rng.normal(0, predicted, self.measured.shape))
         self.from_memory = size[:, None] * rng.uniform(0, 6e9, (count, len(STREAMS)))
         self.waits_s = size[:, None] * rng.uniform(-0.1, 0.3, (count, len(USES)))
-        self.longer_s = size * rng.uniform(0, 0.1, count)
+        self.lengthened_s = size * rng.uniform(0, 1, count)
         self.counts = np.exp(rng.uniform(np.log(10), np.log(300), count)).round()
         self.kernels_wait_s = self.counts * rng.uniform(0, 5e-11, count)
-        self.whole_s = OVERHEAD_S + self.measured @ FACTORS + self.waits_s @ WAITED + LENGTHENED * self.longer_s
+        self.whole_s = OVERHEAD_S + self.measured @ FACTORS + self.waits_s @ WAITED + LONGER * self.lengthened_s
         self.whole_s += self.from_memory @ RATES + self.counts * KERNEL_S + KERNEL_BYTES * self.kernels_wait_s
         self.whole_s *= np.exp(rng.normal(0, noise, count))
         self.passes = np.exp(rng.normal(0, drift, (3, count)))
 
     def compose(self, take: slice = slice(None)) -> Composition:
         samples_s: list[list[float]] = (self.whole_s * self.passes).T[take].tolist()
-        waits = (self.waits_s, self.longer_s, self.kernels_wait_s)
+        waits = (self.waits_s, self.lengthened_s, self.kernels_wait_s)
         columns = (self.measured, self.predicted, *waits, self.from_memory, self.counts)
         networks = [Sums(*one) for one in zip(*(column[take] for column in columns), strict=True)]
         return compose(
-            networks,
-            samples_s,
-            overhead_s=OVERHEAD_S,
-            shortest_s=-2 * KERNEL_S,
-            waits=WAITS,
-            lengths=LENGTHS,
-            near_bytes=NEAR,
+            networks, samples_s, overhead_s=OVERHEAD_S, shortest_s=-2 * KERNEL_S, waits=WAITS, near_bytes=NEAR
         )
 
     def said(self, found: Composition, sums: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The networks' seconds as a composition says them."""
         shared = self.from_memory @ rates(found) + self.waits_s @ [found.waited[name] for name in USES]
-        shared = shared + found.kernel_bytes * self.kernels_wait_s + found.lengthened * self.longer_s
+        shared = shared + found.kernel_bytes * self.kernels_wait_s + found.longer * self.lengthened_s
         return OVERHEAD_S + sums @ factors(found) + shared + self.counts * found.kernel_s
 
 
@@ -115,7 +106,7 @@ def test_known_factors_and_rates_are_found_again() -> None:
     np.testing.assert_allclose(factors(found), FACTORS, atol=0.035)
     np.testing.assert_allclose(rates(found), RATES, atol=6e-12)
     assert [found.waited[name] for name in USES] == pytest.approx(WAITED.tolist(), abs=0.1) and found.waits == WAITS
-    assert found.lengthened == pytest.approx(LENGTHENED, abs=0.15) and found.lengths == LENGTHS
+    assert found.longer == pytest.approx(LONGER, abs=0.02)
     assert found.kernel_bytes == pytest.approx(KERNEL_BYTES, rel=0.2)
     assert found.kernel_s == pytest.approx(KERNEL_S, abs=8e-8)
     np.testing.assert_allclose(made.said(found, made.measured), made.whole_s, rtol=0.02)
@@ -123,7 +114,7 @@ def test_known_factors_and_rates_are_found_again() -> None:
 
 def test_nothing_to_learn_is_no_change() -> None:
     made = Made()
-    made.waits_s, made.longer_s = np.zeros((32, len(USES))), np.zeros(32)
+    made.waits_s = np.zeros((32, len(USES)))
     made.whole_s = OVERHEAD_S + made.measured.sum(axis=1)
     found = made.compose()
     np.testing.assert_allclose(factors(found), 1, atol=0.004)
@@ -138,15 +129,14 @@ def test_neither_tensors_nor_waits_ever_make_a_network_faster() -> None:
     assert (rates(made.compose()) >= 0).all()
     made.whole_s = OVERHEAD_S + made.measured.sum(axis=1) - 2 * made.waits_s.sum(axis=1)
     assert set(made.compose().waited.values()) == {0}
-    made.whole_s = OVERHEAD_S + made.measured.sum(axis=1) - 9 * made.longer_s
-    assert made.compose().lengthened == 0
+    made.whole_s = OVERHEAD_S + made.measured.sum(axis=1) - 0.1 * made.lengthened_s
+    assert made.compose().longer == 0
 
 
-def test_waits_and_lengths_count_as_they_were_measured_where_networks_say_nothing_of_them() -> None:
+def test_waits_count_as_they_were_measured_where_networks_say_nothing_of_them() -> None:
     made = Made()
-    made.waits_s, made.longer_s = np.zeros((32, len(USES))), np.zeros(32)
-    found = made.compose()
-    assert found.waited == pytest.approx(dict.fromkeys(USES, 1)) and found.lengthened == pytest.approx(1)
+    made.waits_s = np.zeros((32, len(USES)))
+    assert made.compose().waited == pytest.approx(dict.fromkeys(USES, 1))
 
 
 @pytest.mark.parametrize("times", [0.5, 2.0, 10.0])
@@ -291,27 +281,17 @@ def test_weights_that_are_used_once_are_waited_for_apart_from_others() -> None:
     assert saved_s[1] == pytest.approx(2 * saved_s[0]) and saved_s[0] > 0
 
 
-def test_a_long_run_costs_every_kernel_the_share_that_such_runs_take_longer_than_the_run_of_its_row() -> None:
-    relu, long = Elementwise("relu", (1, 8)), Conv.square(64, 64, 56, 3)
-    assert network_longer_s([(relu, FLOAT, 1, 1e-4)], LENGTHS) == 0  # rows are timed in runs of 0.3 ms
-    assert network_longer_s([(relu, FLOAT, 40, 1e-4)], LENGTHS) == pytest.approx(0.02 * 4e-3)
-    assert network_longer_s([(relu, FLOAT, 400, 1e-4)], LENGTHS) == pytest.approx(0.06 * 4e-2)
-    assert network_longer_s([(relu, FLOAT, 4000, 1e-4)], LENGTHS) == pytest.approx(0.06 * 0.4)
-    assert network_longer_s([(long, FLOAT, 10, 4e-3)], LENGTHS) == pytest.approx(0.04 * 4e-2)
-    assert network_longer_s([(long, FLOAT, 1, 0.2)], LENGTHS) == 0
-    assert network_longer_s([(relu, FLOAT, 9, 1e-3)], ()) == network_longer_s([], LENGTHS) == 0
-    composition = FLAT.model_copy(update={"lengths": LENGTHS, "lengthened": 0.5})
-    assert composition.shared_s([(relu, FLOAT, 40, 1e-4)]) == pytest.approx(0.01 * 4e-3, rel=1e-3)
-
-
-def test_shares_of_lengths_are_those_of_the_middle_pass_and_never_fall() -> None:
-    runs = [
-        RunLength(rounds=rounds, run_s=seconds) for rounds, *seconds in ((4, 4.8, 4.4, 4), (1, 1, 2, 0.5), (2, 2.4))
-    ]
-    lengths = lengths_of(runs)
-    assert [one.run_s for one in lengths] == [1, 2.4, 4.4]
-    assert [one.longer for one in lengths] == pytest.approx([0, 0.2, 0.2])
-    assert lengths_of([]) == ()
+def test_what_is_spent_in_a_long_run_counts_by_how_much_longer_it_is_than_the_run_of_a_row() -> None:
+    relu, conv = Elementwise("relu", (1, 8)), Conv.square(64, 64, 56, 3)
+    middle = 3e-3 * 10**0.5
+    assert lengthened_s([(relu, FLOAT, 29, 1e-4)]) == lengthened_s([]) == 0  # 2.9 ms
+    assert lengthened_s([(relu, FLOAT, 1000, middle / 1000)]) == pytest.approx(0.5 * middle)
+    assert lengthened_s([(relu, FLOAT, 300, 1e-4)]) == pytest.approx(3e-2)
+    assert lengthened_s([(relu, FLOAT, 9000, 1e-4)]) == pytest.approx(0.9)
+    assert lengthened_s([(conv, FLOAT, 100, middle)]) == pytest.approx(50 * middle)  # a row's run of half that length
+    assert lengthened_s([(conv, FLOAT, 1, 0.2)]) == 0
+    composition = FLAT.model_copy(update={"longer": 0.05})
+    assert composition.shared_s([(relu, FLOAT, 300, 1e-4)]) == pytest.approx(0.05 * 3e-2, rel=1e-3)
 
 
 def test_a_row_waited_for_the_weights_of_all_its_copies() -> None:
@@ -335,7 +315,7 @@ def test_weights_that_a_network_keeps_near_cost_it_less_than_rows_hold_and_other
 
 def test_the_sums_of_a_network_are_those_of_its_kernels() -> None:
     gemm, add = Gemm(1, 512, 500), Elementwise("add", (1, 64, 128, 128))
-    found = sums_of([(gemm, FLOAT, 40, 5e-5, 6e-5), (add, INT8, 2, 1e-4, 9e-5)], WAITS, LENGTHS, NEAR)
+    found = sums_of([(gemm, FLOAT, 40, 5e-5, 6e-5), (add, INT8, 2, 1e-4, 9e-5)], WAITS, NEAR)
     said = {
         name: seconds for name, *seconds in zip(ROLES, found.measured, found.predicted, strict=True) if any(seconds)
     }
@@ -344,7 +324,7 @@ def test_the_sums_of_a_network_are_those_of_its_kernels() -> None:
     waits_s, kernels_s = network_waits_s(timed, WAITS)
     rows_s = [40 * row_wait_s(gemm, FLOAT, 5e-5, WAITS), 0]
     assert found.waits_s.tolist() == pytest.approx((waits_s - rows_s).tolist()) and waits_s[0] > rows_s[0]
-    assert found.longer_s == network_longer_s(timed, LENGTHS)
+    assert found.lengthened_s == lengthened_s(timed)
     assert found.kernels_wait_s == kernels_s > 0
     assert found.kernels == 42 and found.from_memory.tolist() == bytes_from_memory(timed, NEAR).tolist()
 
@@ -352,7 +332,7 @@ def test_the_sums_of_a_network_are_those_of_its_kernels() -> None:
 def test_what_belongs_to_kernels_is_waited_for_as_well_where_a_network_goes_through_much() -> None:
     gemm, relu = Gemm(1, 1024, 240), Elementwise("relu", (1, 8))
     composition = FLAT.model_copy(update={"waits": WAITS, "kernel_bytes": 5e4})
-    near, far = ([(gemm, FLOAT, count, 0.0), (relu, FLOAT, 200, 0.0)] for count in (1, 200))
+    near, far = ([(gemm, FLOAT, count, 1e-9), (relu, FLOAT, 200, 1e-9)] for count in (1, 200))
     assert composition.shared_s(near) == 0
     more_s = composition.shared_s(far) - FLAT.model_copy(update={"waits": WAITS}).shared_s(far)
     assert more_s == pytest.approx(400 * 5e4 * 8e-11)
@@ -425,7 +405,7 @@ def test_a_slower_device_waits_longer_for_memory_and_between_kernels() -> None:
     np.testing.assert_allclose(rates(slower), 3 * rates(composition))
     assert [wait.s_per_byte for wait in slower.waits] == pytest.approx([3 * wait.s_per_byte for wait in WAITS])
     assert (slower.waited, slower.kernel_bytes) == (composition.waited, composition.kernel_bytes)
-    assert (slower.lengths, slower.lengthened) == (LENGTHS, composition.lengthened)
+    assert slower.longer == composition.longer
     assert slower.kernel_s == pytest.approx(3 * composition.kernel_s) and slower.factors == composition.factors
 
 

@@ -72,7 +72,6 @@ def test_whole_networks_come_with_what_weights_cost_and_are_run_as_often_as_the_
         profile = profile_machine([add], device="here", networks=1, passes=1, budget_s=budget_s)
         assert {len(network.samples_s) for network in profile.networks} == {passes}
         assert all(len(stream.s_per_byte) == 3 for stream in profile.weights)
-        assert all(len(length.run_s) == 3 for length in profile.lengths) and len(profile.lengths) > 1
         assert len(waits_of(profile.weights)) == len(profile.weights) > 5
 
 
