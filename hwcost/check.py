@@ -16,7 +16,7 @@ from hwcost.features import family, hardware_of
 from hwcost.machine import detect_machine, quietness
 from hwcost.model import Layout, ModelLayers, read_model, time_nodes
 from hwcost.onnxfile import example_feeds, load_model
-from hwcost.ops import INT8, Operator, Precision, key
+from hwcost.ops import INT8, Operator, Precision, key, weight_uses
 from hwcost.pricing import CostModel, Price, Total
 from hwcost.profiles import Machine, Profile
 from hwcost.runtime import Here, Runtime, time_model
@@ -212,7 +212,7 @@ def predict_model(
         raise ModelError(f"a prediction needs one operator that has a price, {path} has none: profile more operators")
     vectors = {one.place: one.vectors for one in found.subnormal}
     total = cost_model.price_all([(op, precision) for (_, op, precision), _ in priced]).longer(
-        [profile.subnormal_s * vectors.get(place, 0) * _uses(op) for (_, op, _), place in priced]
+        [profile.subnormal_s * vectors.get(place, 0) * weight_uses(op) for (_, op, _), place in priced]
     )
     operators = tuple(
         PricedOperator(name, place, op, precision, price)
@@ -230,11 +230,6 @@ def predict_model(
         share,
         (*_differences(cost_model.profile, here), *_slow_weights(found, profile.subnormal_s)),
     )
-
-
-def _uses(op: Operator) -> float:
-    """How often a product uses each of its weights."""
-    return op.macs / op.weights if op.macs and op.weights else 0.0
 
 
 def _slow_weights(found: ModelLayers, subnormal_s: float) -> Iterator[str]:

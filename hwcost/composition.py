@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from hwcost.hardware import TURNS, row_copies, spilled
-from hwcost.ops import Conv, Node, Operator, Precision, bytes_moved, weight_bytes
+from hwcost.ops import Conv, Node, Operator, Precision, bytes_moved, weight_bytes, weight_uses
 from hwcost.predictors.base import conformal_width
 from hwcost.profiles import WeightStream
 
@@ -142,8 +142,8 @@ class Composition(BaseModel):
         and for tensors that caches do not hold, and is disturbed as long runs are."""
         found = bytes_from_memory(kernels, self.near_bytes) @ [self.s_per_byte[name] for name in STREAMS]
         waits_s, kernels_s = network_waits_s(kernels, self.waits)
-        waits_s = waits_s @ [self.waited[name] for name in USES]
-        return float(found + waits_s) + self.kernel_bytes * kernels_s + self.longer * lengthened_s(kernels)
+        waited_s = waits_s @ [self.waited[name] for name in USES]
+        return float(found + waited_s) + self.kernel_bytes * kernels_s + self.longer * lengthened_s(kernels)
 
     def slower(self, factor: float) -> "Composition":
         """That of a device whose kernels all take so many times as long."""
@@ -184,7 +184,7 @@ def role(op: Operator, precision: Precision) -> Role:
 
 def use(op: Operator) -> Use:
     """How often an operator uses each of its weights."""
-    return "once" if op.macs <= op.weights else "again"
+    return "once" if weight_uses(op) <= 1 else "again"
 
 
 def row_wait_s(op: Operator, precision: Precision, seconds: float, waits: Sequence[Wait]) -> float:

@@ -439,6 +439,11 @@ def key(op: Operator) -> str:
     return f"{op.kind}({','.join(parts)})".replace(" ", "")
 
 
+def weight_uses(op: Operator) -> float:
+    """How often a product uses each of its weights; 0 for what is none, or has none."""
+    return op.macs / op.weights if op.macs and op.weights else 0.0
+
+
 def weight_bytes(op: Operator, precision: Precision) -> int:
     """Stored bytes of an operator: weights packed at their width, a 4-byte bias and (quantised) a 4-byte scale per
     output channel. Storage, not what the runtime unpacks into memory."""

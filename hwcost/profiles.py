@@ -34,6 +34,8 @@ PROFILE_VERSION: Final = 2
 
 DEVICE_NAME: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 _MOST_BYTES: Final = 2**28
+_WITH_NETWORKS: Final = "weights", "subnormal_s"
+"""What is measured with whole networks, and only then."""
 
 Source = Literal["measured", "emulated", "estimated", "imported", "adapted"]
 """`adapted`: another device's latency, shifted by what some operators of this one took."""
@@ -143,10 +145,6 @@ class Network(BaseModel):
     name: str
     parts: tuple[Part, ...] = Field(min_length=1)
     samples_s: tuple[Seconds, ...] = Field(min_length=1)
-
-
-_WITH_NETWORKS: Final = "weights", "subnormal_s"
-"""What is measured with whole networks, and only then."""
 
 
 class WeightStream(BaseModel):

@@ -19,8 +19,9 @@ from hwcost.runtime import Runtime, UnusableError, refusals
 _KERNEL: Final = Conv(256, 256, 7, 7, (1, 1))
 _COPIES: Final = tuple(2**octave for octave in range(10))
 """Of a quarter of a MiB each: up to 128 MiB."""
-_TIME_S: Final = 0.25
-"""As long as a network runs in one pass: what a cache has kept for the luckiest of many runs is no more lost here."""
+PASS_S: Final = 0.25
+"""How long a network runs in one pass, and so does each number of copies here: the shortest of more runs is a luckier
+one, of which caches have kept more."""
 _LEAST_SHARE: Final = 0.1
 """Of a run that is no longer than a call, so much is taken to be the kernels'."""
 
@@ -33,7 +34,7 @@ def time_weights(runtime: Runtime, form: Int8Form, seed: int, threads: int) -> d
         with refusals("copies of one kernel"):
             kernel = prepare(_KERNEL, FLOAT, form, seed, runtime, threads)
             for count in _COPIES:
-                found[count * kernel.constant_bytes] = run_time([kernel], count, runtime, threads, _TIME_S)
+                found[count * kernel.constant_bytes] = run_time([kernel], count, runtime, threads, PASS_S)
     except UnusableError:
         raise
     except MeasurementError:

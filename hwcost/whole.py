@@ -1,8 +1,9 @@
 """Whole networks, run where operators are measured: what a sum of kernels misses is learnt from them.
 
 They are looked at before their kernels are timed, and timed after, at the speed that the machine had for its rows:
-some of these are timed again between them (`hwcost.speed`). How long weights are waited for is measured before
-and after (`hwcost.weights`): it tells how a network finds its own from how its rows found theirs.
+some of these are timed again between them (`hwcost.speed`). How long weights are waited for is measured before the rows
+and on either side of the networks (`hwcost.weights`): it tells how a network finds its own from how its rows found
+theirs.
 """
 
 import math
@@ -24,15 +25,14 @@ from hwcost.runtime import Runtime, UnusableError, time_model
 from hwcost.speed import anchors, speed_between, time_anchors
 from hwcost.subnormal import time_subnormal
 from hwcost.timing import Request, Timings
-from hwcost.weights import time_weights, weight_streams
+from hwcost.weights import PASS_S, time_weights, weight_streams
 
 _MOST_NETWORKS: Final = 24
 _LEAST_NETWORKS: Final = 8
 _SHARE: Final = 1 / 15
 """Networks per second of a measurement's budget: drawing, running and measuring the kernels of one takes a sixth."""
-_TIME_S: Final = 0.25
 _LOOK_S: Final = 0.05
-"""How long a network runs in one pass, and in the look that says what a pass takes."""
+"""How long a network runs in the look that says what a pass takes."""
 _PASSES, _LEAST_PASSES = 3, 2
 _PASSES_SHARE: Final = 0.3
 """Share of the budget for all passes over networks; where somebody disturbs them there are fewer."""
@@ -99,7 +99,7 @@ def _read(name: str, path: Path, runtime: Runtime, left_out: Callable[[str], Non
         yield WholeNetwork(name, path, tuple((op, precision) for _, op, precision in found.layers))
 
 
-def time_network(network: WholeNetwork, threads: int, seed: int, runtime: Runtime, seconds: float = _TIME_S) -> float:
+def time_network(network: WholeNetwork, threads: int, seed: int, runtime: Runtime, seconds: float = PASS_S) -> float:
     """Seconds of one call, the minimum of one pass in a session of its own."""
     feeds = example_feeds(load_model(network.path), seed)
     latency_s, _ = time_model(network.path, feeds, threads=threads, seconds=seconds, passes=1, runtime=runtime)
@@ -130,7 +130,7 @@ class NetworkRuns:
             except MeasurementError as error:
                 self._left_out.append(f"{network.name}: {error}")
                 continue
-            spent_s += now() - began_s + _TIME_S - _LOOK_S
+            spent_s += now() - began_s + PASS_S - _LOOK_S
             self._networks.append(network)
             progress(len(self._networks), 2 * self._count, f"whole networks: {network.name}")
         if budget_s is not None:
@@ -158,7 +158,7 @@ class NetworkRuns:
         rows = anchors(profile) if networks else ()
         timings = Timings(self._runtime)
         before_s = time_anchors(profile, rows, timings)
-        for number in range(self._passes):
+        for number in range(self._passes if networks else 0):
             began_s = left_s()
             self._runtime.renew()
             for start in range(0, len(networks), _BETWEEN):

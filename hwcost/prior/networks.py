@@ -336,13 +336,12 @@ class _Network:
         stages, blocks = ((3, 6), (2, 6)) if large else ((2, 5), (1, 4))
         for stage in range(int(rng.integers(*stages))):
             width = round(width * rng.uniform(1.2, 2.2) / 8) * 8
-            state = rng.bit_generator.state
             for number in range(int(rng.integers(*blocks))):
                 if self.excessive:
                     break
-                if number == 1:
+                if number < 2:
                     state = rng.bit_generator.state
-                elif number > 1:  # the blocks of a stage are alike but for the first, as in published networks
+                else:  # the blocks of a stage are alike but for the first, as in published networks
                     rng.bit_generator.state = state
                 stride = 2 if number == 0 and stage and self.side > 6 else 1
                 self.block(kind, width, stride, pick(rng, (3, 3, 5)), activation)

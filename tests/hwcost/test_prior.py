@@ -20,8 +20,9 @@ from hwcost.sampling import prior_operators
 from hwcost.whole import WholeNetwork, affordable_networks, time_network, whole_networks
 
 NETWORKS = range(12)
-LARGE = (1, 5, 9, 11)
 """One of each kind of block."""
+LARGE = (1, 5, 9, 11)
+"""Those that run as long as published ones."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -160,7 +161,7 @@ def test_a_random_network_is_sound_the_same_for_a_seed_and_runs(tmp_path: Path, 
     found = read_model(path)
     assert found.uncovered == () and len(found.layers) > 5
     macs = sum(op.macs for _, op, _ in found.layers)
-    assert 0 < macs < 3_500_000_000 and (macs > 500_000_000 or index not in LARGE)
+    assert (500_000_000 if index in LARGE else 0) < macs < (3_500_000_000 if index in LARGE else 1_000_000_000)
 
 
 @pytest.fixture(scope="module")

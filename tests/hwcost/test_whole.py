@@ -57,7 +57,7 @@ def test_networks_are_told_at_the_speed_of_the_rows(profile: Profile, tmp_path: 
 
 
 def test_no_pass_is_begun_that_a_budget_has_no_time_for_but_two_always_are(profile: Profile, tmp_path: Path) -> None:
-    for budget_s, passes in ((0.0, 2), (1e9, 3)):
+    for budget_s, passes in ((0.0, 2), (35.0, 2), (45.0, 3), (1e9, 3)):
         left_s = itertools.count(budget_s, -10.0)  # ten seconds from one look to the next
         found = _runs(tmp_path / str(passes), 1e-3).again(profile, partial(next, left_s), _told)
         assert {len(network.samples_s) for network in found.networks} == {passes}
@@ -70,9 +70,12 @@ def test_every_pass_is_run_in_a_process_of_its_own(profile: Profile, tmp_path: P
         def renew(self) -> None:
             self.renewed.append(1)
 
-    runs = NetworkRuns(tmp_path, 1, "u8s8", seed=3, threads=1, runtime=Counted(_says(1e-3).timer))
-    runs.first(lambda: 0.0, None, _told)
-    assert not Counted.renewed
+    none, runs = (
+        NetworkRuns(tmp_path, count, "u8s8", seed=3, threads=1, runtime=Counted(_says(1e-3).timer)) for count in (0, 1)
+    )
+    for one in (none, runs):
+        one.first(lambda: 0.0, None, _told)
+    assert not none.again(profile, lambda: 1e9, _told).networks and not Counted.renewed
     (first, *_) = runs.again(profile, lambda: 1e9, _told).networks
     assert len(Counted.renewed) == len(first.samples_s)
 
