@@ -5,6 +5,7 @@ the model on the profile's own machine. A share that cannot be priced is an erro
 """
 
 import statistics
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -176,19 +177,21 @@ def predict_model(
     shapes: Shapes | None = None,
     allow_uncovered: bool = False,
     runtime: Runtime | None = None,
+    keep: Path | None = None,
 ) -> Prediction:
     """Price every operator that the model executes: in this machine's graph where the profile is of this machine,
     otherwise in one without this machine's layouts.
 
-    `shapes` gives sizes for open inputs; the machine is the one of `runtime`, by default this one. Raises `ModelError`;
-    `UnknownOperatorError` naming what has no price, unless `allow_uncovered`.
+    `shapes` gives sizes for open inputs; the machine is the one of `runtime`, by default this one. The graph is left in
+    the folder `keep`, as by `read_model`. Raises `ModelError`; `UnknownOperatorError` naming what has no price, unless
+    `allow_uncovered`.
     """
     runtime = runtime or Here()
     here = _machine_here(cost_model.profile, runtime)
     layout: Layout = "executed" if here.is_same_hardware(cost_model.profile.machine) else "portable"
     profile = cost_model.profile
     lanes = hardware_of(profile.machine, profile.int8_form).lanes
-    found = read_model(path, shapes=shapes, layout=layout, runtime=runtime, lanes=lanes)
+    found = read_model(path, shapes=shapes, layout=layout, runtime=runtime, lanes=lanes, keep=keep)
     if layout == "portable":
         layers = ((name, op, _executed_there(cost_model, op, precision)) for name, op, precision in found.layers)
         found = replace(found, layers=tuple(layers))
@@ -307,34 +310,38 @@ def check_model(
             f"{machine.cores} cores, this is {here.cpu} with {here.cores}: run the check there, profile this machine, "
             "or ask for the prediction alone with `hwcost predict`"
         )
-    prediction = predict_model(path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered, runtime=runtime)
-    file = load_model(path, shapes)
-    warnings = quietness(runtime.facts())
-    rows = anchors(cost_model.profile)
-    timings = Timings(runtime)
-    before_s = time_anchors(cost_model.profile, rows, timings)
-    feeds = example_feeds(file, seed)
-    least_s, samples_s = time_model(
-        file.data(),
-        feeds,
-        threads=machine.threads,
-        seconds=(1 - _FOR_NODES) * seconds,
-        passes=passes,
-        weights_in=file.folder,
-        runtime=runtime,
-    )
-    nodes_s: Mapping[int, float] = {}
-    try:
-        nodes_s = time_nodes(
-            file,
+    with tempfile.TemporaryDirectory(prefix="hwcost-") as kept:
+        prediction = predict_model(
+            path, cost_model, shapes=shapes, allow_uncovered=allow_uncovered, runtime=runtime, keep=Path(kept)
+        )
+        file = load_model(path, shapes)
+        warnings = quietness(runtime.facts())
+        rows = anchors(cost_model.profile)
+        timings = Timings(runtime)
+        before_s = time_anchors(cost_model.profile, rows, timings)
+        feeds = example_feeds(file, seed)
+        least_s, samples_s = time_model(
+            file.data(),
             feeds,
             threads=machine.threads,
-            seconds=_FOR_NODES * seconds,
-            overhead_s=cost_model.profile.run_overhead_s,
+            seconds=(1 - _FOR_NODES) * seconds,
+            passes=passes,
+            weights_in=file.folder,
             runtime=runtime,
         )
-    except ModelError as error:  # it takes the model twice, which may be more than there is room for
-        warnings = (*warnings, f"what each operator took is not known: {error}")
+        nodes_s: Mapping[int, float] = {}
+        try:
+            nodes_s = time_nodes(
+                file,
+                Path(kept),
+                feeds,
+                threads=machine.threads,
+                seconds=_FOR_NODES * seconds,
+                overhead_s=cost_model.profile.run_overhead_s,
+                runtime=runtime,
+            )
+        except ModelError as error:  # it takes the model twice, which may be more than there is room for
+            warnings = (*warnings, f"what each operator took is not known: {error}")
     latency_s = statistics.median(samples_s)
     speed = speed_between(rows, before_s, time_anchors(cost_model.profile, rows, timings))
     floor = max(latency_s / least_s - 1, cost_model.profile.noise_floor)

@@ -20,7 +20,7 @@ predictions of the measured networks right, by the median of their passes: a net
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import median
 from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -99,10 +99,10 @@ class Wait(BaseModel):
 
 
 def waits_of(streams: Sequence[WeightStream]) -> tuple[Wait, ...]:
-    """From seconds per byte, by how many bytes of its own came between, to what waiting is of them: the mean of the
+    """From seconds per byte, by how many bytes of its own came between, to what waiting is of them: the median of the
     passes, less what the nearest cache takes; more bytes never come sooner."""
     rising = sorted(streams, key=lambda one: one.bytes)
-    seconds = np.array([fmean(one.s_per_byte) for one in rising])
+    seconds = np.array([median(one.s_per_byte) for one in rising])
     longer = np.minimum.accumulate((seconds - seconds.min(initial=math.inf))[::-1])[::-1]
     run_s = seconds * [one.bytes for one in rising]
     between = [one.bytes for one in rising] + _brought(run_s, longer.max(initial=0.0))

@@ -96,6 +96,11 @@ class Measurements:
     notes: tuple[str, ...]
 
 
+Between = Callable[[float, Callable[[], Measurements]], None]
+"""`between(share, found)`: something else has its turn, when this share of the budget is spent (1: there is none), and
+may ask what was found so far."""
+
+
 def measure_operators(
     requests: Sequence[Request],
     *,
@@ -109,15 +114,16 @@ def measure_operators(
     progress: Progress | None = None,
     skip_unsupported: bool = False,
     take: Take | None = None,
+    between: Between | None = None,
     clock: Clock | None = None,
 ) -> Measurements:
     """Time every requested (operator, precision), with `machine.threads` threads, and then more of `sample`.
 
     A row is timed until it is settled or had `passes` timings. `budget_s` ends the run earlier, but never before every
-    request had one; without it nothing is sampled. `take` does the timings, in this process by default. `journal` is a
-    file to resume from; it is left there for the caller to delete once the result is safe. Raises `MeasurementError`
-    naming the operator that the runtime refuses or whose run takes no longer than a call (listed in `skipped` instead
-    with `skip_unsupported`).
+    request had one; without it nothing is sampled. `take` does the timings, in this process by default. `between` has
+    a turn after every stage, whose time is not the budget's. `journal` is a file to resume from; it is left there for
+    the caller to delete once the result is safe. Raises `MeasurementError` naming the operator that the runtime refuses
+    or whose run takes no longer than a call (listed in `skipped` instead with `skip_unsupported`).
     """
     if passes < 1 or not requests:
         raise MeasurementError(
@@ -139,6 +145,8 @@ def measure_operators(
         )
         if progress is not None:
             run.progress = progress
+        if between is not None:
+            run.between = between
         run.first(requests)
         if sample is not None and budget_s is not None:
             run.widen(sample, budget_s)
@@ -165,6 +173,7 @@ class _Run:
     rows: dict[Request, Point] = field(default_factory=dict)
     stage: int = 0
     progress: Progress = lambda done, total, what: None
+    between: Between = lambda spent, found: None
 
     def __post_init__(self) -> None:
         self.basis = Basis(self.book)
@@ -258,6 +267,9 @@ class _Run:
                 self._time(point)
                 if point in (FEW, MANY):
                     self._settle()
+        began_s = self.clock.now()
+        self.between(1.0 if self.budget_s is None else self.spent_s / self.budget_s, self.summary)
+        self._zero_s += self.clock.now() - began_s
 
     def _report(self, place: int, count: int, what: str) -> None:
         if self.budget_s is None:
@@ -373,7 +385,7 @@ def profile_machine(
 
     `sampled` stand for those of other networks, and are measured on the kernels too that a runtime chooses for these;
     `widen` adds more of them while the budget lasts. `exact` is measured just so. So many random `networks` are run
-    whole, before and after, and their kernels measured. All that is timed runs in `runtime`, by default in this
+    whole, before, among and after, and their kernels measured. All that is timed runs in `runtime`, by default in this
     process; `say` tells what is waited for. Raises like `measure_operators`, and `UnsupportedPrecisionError` where no
     operator has any of `precisions`.
     """
@@ -399,6 +411,20 @@ def profile_machine(
     with tempfile.TemporaryDirectory(prefix="hwcost-") as folder:
         runs = NetworkRuns(Path(folder), networks, site.int8_form, seed=seed, threads=threads, runtime=runtime)
         told = progress or (lambda done, total, what: None)
+
+        def profile_of(found: Measurements) -> Profile:
+            return Profile(
+                device=device,
+                created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                machine=site.machine,
+                int8_form=site.int8_form,
+                run_overhead_s=found.run_overhead_s,
+                noise_floor=found.noise_floor,
+                notes=(*site.warnings, *found.notes),
+                realisations=tuple(unpacked_realisations(found.rows)),
+                rows=found.rows,
+            )
+
         passes_s = runs.first(clock.now, budget_s, told)
         budget_left_s = None if budget_s is None else budget_s - (clock.now() - began_s) - passes_s
         sampling = widen and budget_s is not None
@@ -419,22 +445,13 @@ def profile_machine(
             progress=progress,
             skip_unsupported=skip_unsupported,
             take=timings.take,
+            between=lambda share, found: runs.among(share, lambda: profile_of(found()), told),
             clock=clock,
         )
-        profile = Profile(
-            device=device,
-            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            machine=site.machine,
-            int8_form=site.int8_form,
-            run_overhead_s=found.run_overhead_s,
-            noise_floor=found.noise_floor,
-            notes=(*site.warnings, *found.notes),
-            realisations=tuple(unpacked_realisations(found.rows)),
-            rows=found.rows,
-        )
         if not networks:
-            return profile
-        return runs.again(profile, lambda: math.inf if budget_s is None else budget_s - (clock.now() - began_s), told)
+            return profile_of(found)
+        profile = profile_of(found)
+        return runs.told(profile, lambda: math.inf if budget_s is None else budget_s - (clock.now() - began_s), told)
 
 
 def unpacked_realisations(rows: Sequence[Row]) -> Iterator[Realisation]:

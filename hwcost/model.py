@@ -70,10 +70,14 @@ class ModelLayers:
         return self.uncovered_elements / max(self.elements, 1)
 
 
+def _file_name(layout: Layout) -> str:
+    return f"{layout}.onnx"
+
+
 def _optimise(file: ModelFile, layout: Layout, folder: Path, runtime: Runtime) -> ModelFile:
     """The model that the runtime makes of one, kept in `folder`; raises `ModelError` where it refuses."""
     executed = layout == "executed"
-    target = folder / f"{layout}.onnx"
+    target = folder / _file_name(layout)
     weights_file = f"{layout}.weights"
     settings = {
         "session.optimized_model_external_initializers_file_name": weights_file,
@@ -173,17 +177,19 @@ def read_model(
     layout: Layout = "executed",
     runtime: Runtime | None = None,
     lanes: int = 16,
+    keep: Path | None = None,
 ) -> ModelLayers:
     """The operators that a model executes, in order; `layout` as this module's head says, `lanes` floats make a vector.
 
-    `shapes` gives sizes for the inputs that the file leaves open; `runtime` executes it, by default this process. Every
+    `shapes` gives sizes for the inputs that the file leaves open; `runtime` executes it, by default this process. The
+    graph that it executes is left in the folder `keep`, if there is one: it may be another at every reading. Every
     tensor between the nodes is held at once; what does not fit into the memory that is free here is a `ModelError`, as
     is all that is wrong with the model.
     """
     file, runtime = load_model(path, shapes), runtime or Here()
     with tempfile.TemporaryDirectory(prefix="hwcost-") as name, bounded_memory():
         folder = Path(name)
-        optimised = _optimise(file, layout, folder, runtime)
+        optimised = _optimise(file, layout, keep or folder, runtime)
         subnormal = tuple(_subnormal(optimised, lanes))
         feeds = example_feeds(file, seed=0)
         blocked = any(node.domain == "com.microsoft.nchwc" for node in optimised.proto.graph.node)
@@ -207,6 +213,7 @@ def read_model(
 
 def time_nodes(
     file: ModelFile,
+    kept: Path,
     feeds: Feeds,
     *,
     threads: int = 1,
@@ -214,28 +221,28 @@ def time_nodes(
     overhead_s: float = 0.0,
     runtime: Runtime | None = None,
 ) -> dict[int, float]:
-    """Seconds that each node of the executed graph takes inside the model, by its place there, from about `seconds` of
-    runs: what onnxruntime's own profile says, to about a microsecond. Nodes that it does not tell of are left out.
+    """Seconds that each node of the executed graph, which `read_model` left in the folder `kept`, takes inside the
+    model, by its place there, from about `seconds` of runs: what onnxruntime's own profile says, to about a
+    microsecond. Nodes that it does not tell of are left out.
 
     Keeping that profile makes every node longer, by what it writes of it and of each of its tensors: so much is taken
     off each that all of them make a run without a profile, less its `overhead_s`. Raises `ModelError` where the runtime
     refuses the model.
     """
     runtime = runtime or Here()
-    with tempfile.TemporaryDirectory(prefix="hwcost-") as name:
-        optimised = _optimise(file, "executed", Path(name), runtime)
-        named = _fit_to_run(optimised, feeds)
-        nodes = {f"{_PLACE}{place}": node for place, node in enumerate(named.graph.node)}
-        for own, node in nodes.items():
-            node.name = own  # names may be missing, or be another's
-        given = Given(named.SerializeToString(), threads, "none", weights_in=optimised.folder)
-        most_runs = max(_MOST_TIMES // max(len(nodes), 1), 1)
-        try:
-            run_s, told = runtime.node_times(given, feeds, seconds, most_runs)
-        except UnusableError:
-            raise
-        except _REFUSALS as error:
-            raise file.refused("timing its nodes", error) from None
+    path = kept / _file_name("executed")
+    named = _fit_to_run(ModelFile(path, onnx.load(path, load_external_data=False)), feeds)
+    nodes = {f"{_PLACE}{place}": node for place, node in enumerate(named.graph.node)}
+    for own, node in nodes.items():
+        node.name = own  # names may be missing, or be another's
+    given = Given(named.SerializeToString(), threads, "none", weights_in=kept)
+    most_runs = max(_MOST_TIMES // max(len(nodes), 1), 1)
+    try:
+        run_s, told = runtime.node_times(given, feeds, seconds, most_runs)
+    except UnusableError:
+        raise
+    except _REFUSALS as error:
+        raise file.refused("timing its nodes", error) from None
     written = {own: 1 + sum(map(bool, (*nodes[own].input, *nodes[own].output))) for own in nodes.keys() & told.keys()}
     more_s = max(sum(told[own] for own in written) - (run_s - overhead_s), 0.0)
     each_s = more_s / max(sum(written.values()), 1)

@@ -21,10 +21,13 @@ _SHORTEST_S, _LONGEST_S = 2e-5, 1e-3
 
 
 def anchors(profile: Profile) -> tuple[Row, ...]:
-    """The rows that tell a machine's speed: settled ones of middling length, one of each of the largest families."""
+    """The rows that tell a machine's speed: settled ones of middling length, one of each of the largest families. Rows
+    of a single timing do where no row has more."""
+    once = max((len(row.samples_s) for row in profile.rows), default=0) <= 1
     families: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in profile.rows:
-        if row.source == "measured" and _SHORTEST_S <= row.latency_s <= _LONGEST_S and settled(row.samples_s):
+        fit = row.source == "measured" and _SHORTEST_S <= row.latency_s <= _LONGEST_S
+        if fit and (once or settled(row.samples_s)):
             families[family(row.operator), str(row.precision)].append(row)
     largest = sorted(families.items(), key=lambda item: (-len(item[1]), item[0]))[:_MOST]
     return tuple(sorted(rows, key=lambda row: row.latency_s)[len(rows) // 2] for _, rows in largest)

@@ -1,9 +1,9 @@
 """Whole networks, run where operators are measured: what a sum of kernels misses is learnt from them.
 
-They are looked at before their kernels are timed, and timed after, at the speed that the machine had for its rows:
-some of these are timed again between them (`hwcost.speed`). How long weights are waited for is measured before the rows
-and on either side of the networks (`hwcost.weights`): it tells how a network finds its own from how its rows found
-theirs.
+They are looked at before their kernels are timed, and run in passes that lie as far apart as the measurement is long,
+since neighbours disturb whole minutes: between the timings of rows and after them. Each is told at the speed that the
+machine had for its rows: some of these are timed again between them (`hwcost.speed`). How long weights are waited for
+is measured with every pass (`hwcost.weights`): it tells how a network finds its own from how its rows found theirs.
 """
 
 import math
@@ -19,7 +19,7 @@ from hwcost.files import write_atomically
 from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.prior.networks import random_network
-from hwcost.profiles import Int8Form, Network, Part, Profile
+from hwcost.profiles import Int8Form, Network, Part, Profile, Row
 from hwcost.quantising import INT8_STYLES, quantised
 from hwcost.runtime import Runtime, UnusableError, time_model
 from hwcost.speed import anchors, speed_between, time_anchors
@@ -36,8 +36,6 @@ _LOOK_S: Final = 0.05
 _PASSES, _LEAST_PASSES = 3, 2
 _PASSES_SHARE: Final = 0.3
 """Share of the budget for all passes over networks; where somebody disturbs them there are fewer."""
-_AGAIN: Final = 2
-"""How often what is measured before the rows is measured after them: before and after the passes."""
 _BETWEEN, _ANCHORS_S = 16, 1.0
 """Networks between two timings of what tells the machine's speed, and the seconds that one takes."""
 
@@ -106,6 +104,22 @@ def time_network(network: WholeNetwork, threads: int, seed: int, runtime: Runtim
     return latency_s
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One run of a network: the minimum of a pass, and what the rows took, in seconds, that were timed before and after
+    it to tell the machine's speed."""
+
+    latency_s: float
+    rows: tuple[Row, ...]
+    before_s: list[float]
+    after_s: list[float]
+
+    def sample_s(self, profile: Profile) -> float:
+        """Its seconds at the speed that the machine had for the rows of a profile."""
+        rows = [profile.find(row.operator, row.precision) or row for row in self.rows]
+        return self.latency_s * (speed_between(rows, self.before_s, self.after_s) or 1.0)
+
+
 class NetworkRuns:
     """So many `whole_networks` in `folder`, and the passes in which they are timed."""
 
@@ -113,13 +127,14 @@ class NetworkRuns:
         self._folder, self._count, self._form = folder, count, form
         self._seed, self._threads, self._runtime = seed, threads, runtime
         self._networks: list[WholeNetwork] = []
+        self._runs: list[list[_Run]] = []  # [networks][passes]
         self._weights: list[dict[int, float]] = []
-        self._passes = _PASSES
+        self._passes, self._done, self._pass_s = _PASSES, 0, 0.0
         self._left_out: list[str] = []
 
     def first(self, now: Callable[[], float], budget_s: float | None, progress: Progress) -> float:
-        """A look at each, `now` being seconds of a clock; answers how many seconds `again` will take, of a budget for
-        the whole measurement."""
+        """A look at each, `now` being seconds of a clock; answers how many seconds all passes will take, of a budget
+        for the whole measurement."""
         spent_s = 0.0
         for network in whole_networks(self._folder, self._count, self._seed, self._runtime, self._left_out.append):
             began_s = now()
@@ -132,54 +147,62 @@ class NetworkRuns:
                 continue
             spent_s += now() - began_s + PASS_S - _LOOK_S
             self._networks.append(network)
+            self._runs.append([])
             progress(len(self._networks), 2 * self._count, f"whole networks: {network.name}")
         if budget_s is not None:
             self._passes = min(max(int(_PASSES_SHARE * budget_s / max(spent_s, 1e-9)), _LEAST_PASSES), _PASSES)
         began_s = now()
         self._time_weights()
-        spent_s += _ANCHORS_S * math.ceil(len(self._networks) / _BETWEEN)
-        return self._passes * spent_s + _AGAIN * (now() - began_s)
+        self._pass_s = spent_s + _ANCHORS_S * math.ceil(len(self._networks) / _BETWEEN) + now() - began_s
+        return self._passes * self._pass_s
 
     def kernels(self) -> list[Request]:
         """Those of the networks, one after the other, as a profile of this int8 form names them."""
         return [kernel for network in self._networks for kernel in self._kernels(network)]
 
-    def again(self, profile: Profile, left_s: Callable[[], float], progress: Progress) -> Profile:
+    def among(self, share: float, profile: Callable[[], Profile], progress: Progress) -> None:
+        """A pass, if one but the last is due when this share of the rows' time is over: they lie far apart. `profile`
+        gives what is known of the rows by then."""
+        if self._networks and self._done < self._passes - 1 and self._done <= share * self._passes:
+            self._pass(profile(), progress)
+
+    def told(self, profile: Profile, left_s: Callable[[], float], progress: Progress) -> Profile:
         """The profile, and with it the passes over those networks of whose kernels it has all rows: nothing is learnt
-        from others. They are told at the speed that the machine had when the rows were timed. There are fewer passes
-        where `left_s`, the seconds of the budget that are left, says that not all will fit."""
+        from others. They are told at the speed that the machine had when the rows were timed. What passes are missing
+        comes first, but of those beyond the least only what `left_s`, the seconds left of the budget, has room for."""
         known = {(row.operator, row.precision) for row in profile.rows}
-        networks = [network for network in self._networks if known.issuperset(self._kernels(network))]
+        pairs = [
+            (network, runs)
+            for network, runs in zip(self._networks, self._runs, strict=True)
+            if known.issuperset(self._kernels(network))
+        ]
         notes = [f"a whole network was left out, {text}" for text in self._left_out]
-        if unknown := len(self._networks) - len(networks):
+        if unknown := len(self._networks) - len(pairs):
             notes.append(f"{unknown} whole networks were left out, not all of their kernels were timed")
-        self._time_weights()
-        samples_s: list[list[float]] = [[] for _ in networks]
-        rows = anchors(profile) if networks else ()
-        timings = Timings(self._runtime)
-        before_s = time_anchors(profile, rows, timings)
-        for number in range(self._passes if networks else 0):
-            began_s = left_s()
-            self._runtime.renew()
-            for start in range(0, len(networks), _BETWEEN):
-                some = range(start, min(start + _BETWEEN, len(networks)))
-                what = f"whole networks, pass {number + 1} of {self._passes}"
-                progress(number * len(networks) + start, self._passes * len(networks), what)
-                seconds = [time_network(networks[place], self._threads, self._seed, self._runtime) for place in some]
-                after_s = time_anchors(profile, rows, timings)
-                speed, before_s = speed_between(rows, before_s, after_s) or 1.0, after_s
-                for place, latency_s in zip(some, seconds, strict=True):
-                    samples_s[place].append(latency_s * speed)
-            ended_s = left_s()
-            if number + 1 >= _LEAST_PASSES and ended_s < began_s - ended_s:
-                break
-        self._time_weights()
+        while pairs and self._done < self._passes and (self._done < _LEAST_PASSES or left_s() >= self._pass_s):
+            self._pass(profile, progress)
         return profile.changed(
             notes=(*profile.notes, *notes),
             weights=weight_streams(self._weights, profile.run_overhead_s),
             subnormal_s=self._time_subnormal(profile),
-            networks=tuple(network.measured(passes) for network, passes in zip(networks, samples_s, strict=True)),
+            networks=tuple(network.measured([run.sample_s(profile) for run in runs]) for network, runs in pairs),
         )
+
+    def _pass(self, profile: Profile, progress: Progress) -> None:
+        rows, timings = anchors(profile), Timings(self._runtime)
+        self._runtime.renew()
+        before_s = time_anchors(profile, rows, timings)
+        for start in range(0, len(self._networks), _BETWEEN):
+            what = f"whole networks, pass {self._done + 1} of {self._passes}"
+            progress(self._done * len(self._networks) + start, self._passes * len(self._networks), what)
+            some = self._networks[start : start + _BETWEEN]
+            seconds = [time_network(one, self._threads, self._seed, self._runtime) for one in some]
+            after_s = time_anchors(profile, rows, timings)
+            for runs, latency_s in zip(self._runs[start:], seconds, strict=False):
+                runs.append(_Run(latency_s, rows, before_s, after_s))
+            before_s = after_s
+        self._time_weights()
+        self._done += 1
 
     def _kernels(self, network: WholeNetwork) -> list[Request]:
         return [(op, precision.usual_on(self._form)) for op, precision in network.layers]

@@ -19,7 +19,7 @@ from hwcost.model import read_model
 from hwcost.ops import FLOAT, INT8, Boundary, Conv, Precision
 from hwcost.pricing import CostModel
 from hwcost.profiles import Profile
-from hwcost.runtime import Here
+from hwcost.runtime import Given, Here
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +206,19 @@ def test_a_model_of_which_nothing_has_a_price_is_refused(model: Path, estimated:
     lone = estimate_profile(load_device("rpi4"), [Conv.square(7, 7, 7, 7)])
     with pytest.raises(ModelError, match="needs one operator that has a price"):
         predict_model(model, CostModel(lone), allow_uncovered=True)
+
+
+def test_nodes_are_timed_in_the_graph_that_was_priced(model: Path, measured: Profile) -> None:
+    made: list[Path] = []
+
+    class Once(Here):
+        """A runtime that makes the graph it executes but once, as the next might have its nodes in another order."""
+
+        def optimised(self, given: Given, target: Path, weights_file: str = "", most_s: float | None = None) -> None:
+            if given.optimise == "all":
+                made.append(target)
+            assert len(made) <= 1
+            super().optimised(given, target, weights_file, most_s)
+
+    checked = check_model(model, CostModel(measured), seconds=0.1, passes=1, runtime=Once())
+    assert all(seconds is not None for seconds in checked.operators_s)

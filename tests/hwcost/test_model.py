@@ -199,12 +199,13 @@ def test_what_telling_of_nodes_takes_is_taken_off_them_by_what_is_told(tmp_path:
     for node in (saved := onnx.load(path)).graph.node:
         node.name = ""  # an exporter may leave it out
     onnx.save(saved, path)
-    file = load_model(path)
+    file, kept = load_model(path), tmp_path
+    read_model(path, keep=kept)
     feeds = example_feeds(file, 0)
     # Two nodes of 10 s make a run of 12 s, of which 2 s are the call: 10 s are the profile's, for five parts and three.
-    told = time_nodes(file, feeds, overhead_s=2.0, runtime=Told(run_s=12.0, node_s=10.0))
+    told = time_nodes(file, kept, feeds, overhead_s=2.0, runtime=Told(run_s=12.0, node_s=10.0))
     assert told == {0: pytest.approx(10 - 10 * 5 / 8), 1: pytest.approx(10 - 10 * 3 / 8)}
-    assert time_nodes(file, feeds, runtime=Told(run_s=30.0, node_s=10.0)) == {0: 10.0, 1: 10.0}
+    assert time_nodes(file, kept, feeds, runtime=Told(run_s=30.0, node_s=10.0)) == {0: 10.0, 1: 10.0}
 
 
 @pytest.mark.parametrize("make", [float_model, quantised_model])
@@ -212,14 +213,16 @@ def test_every_node_is_timed_inside_the_model_by_its_place_among_the_layers(
     tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:
     path = make(tmp_path / "m.onnx")
-    layers, file = read_model(path), load_model(path)
+    layers, file = read_model(path, keep=tmp_path), load_model(path)
     feeds = example_feeds(file, 0)
     with Piped() as there:
         for runtime in (Here(), there):
-            told = time_nodes(file, feeds, seconds=0.0, runtime=runtime)
+            told = time_nodes(file, tmp_path, feeds, seconds=0.0, runtime=runtime)
             assert set(layers.places) == told.keys() and all(node_s > 0 for node_s in told.values())
 
 
 def test_a_model_that_cannot_be_run_has_no_node_times(tmp_path: Path) -> None:
+    path = float_model(tmp_path / "m.onnx")
+    read_model(path, keep=tmp_path)
     with pytest.raises(ModelError):
-        time_nodes(load_model(float_model(tmp_path / "m.onnx")), {"x": np.zeros((2, 2), np.float32)})
+        time_nodes(load_model(path), tmp_path, {"x": np.zeros((2, 2), np.float32)})

@@ -49,8 +49,11 @@ def test_anchors_are_settled_rows_of_different_families(profile: Profile) -> Non
     assert (
         len(rows) == len({family(row.operator) for row in rows}) == len({family(row.operator) for row in profile.rows})
     )
+    once = [row.model_copy(update={"samples_s": (LATENCY_S,)}) for row in profile.rows]
+    assert len(anchors(profile.model_copy(update={"rows": tuple(once)}))) == len(rows)
+    (settled,) = anchors(profile.model_copy(update={"rows": (profile.rows[0], *once[1:])}))
+    assert settled == profile.rows[0]
     changes = [
-        {"samples_s": (LATENCY_S,)},
         {"samples_s": (LATENCY_S, 1.1 * LATENCY_S)},
         {"source": "estimated"},
         {"latency_s": 1e-6, "interval_s": (1e-6, 1e-6)},

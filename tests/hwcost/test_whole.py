@@ -1,6 +1,5 @@
 """Whole networks of a profile: at which speed they are told, and which are."""
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -43,13 +42,13 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     kernels = _runs(tmp_path_factory.mktemp("networks"), 1e-3).kernels()
     found = profile_machine([], exact=kernels, device="here", passes=1, skip_unsupported=True)
     said = {"latency_s": LATENCY_S, "interval_s": (LATENCY_S, LATENCY_S), "samples_s": (LATENCY_S,) * 2, "copies": 1}
-    return found.model_copy(update={"rows": tuple(row.model_copy(update=said) for row in found.rows)})
+    return found.changed(rows=tuple(row.model_copy(update=said) for row in found.rows))
 
 
 @pytest.mark.parametrize("times", [0.8, 1.0, 2.0])
 def test_networks_are_told_at_the_speed_of_the_rows(profile: Profile, tmp_path: Path, times: float) -> None:
     run_s = profile.run_overhead_s + times * LATENCY_S
-    found = _runs(tmp_path, run_s).again(profile, lambda: 1e9, _told)
+    found = _runs(tmp_path, run_s).told(profile, lambda: 1e9, _told)
     assert [len(network.samples_s) for network in found.networks] == [3, 3]
     for network in found.networks:
         assert network.samples_s == pytest.approx([run_s / times] * 3)
@@ -57,10 +56,32 @@ def test_networks_are_told_at_the_speed_of_the_rows(profile: Profile, tmp_path: 
 
 
 def test_no_pass_is_begun_that_a_budget_has_no_time_for_but_two_always_are(profile: Profile, tmp_path: Path) -> None:
-    for budget_s, passes in ((0.0, 2), (35.0, 2), (45.0, 3), (1e9, 3)):
-        left_s = itertools.count(budget_s, -10.0)  # ten seconds from one look to the next
-        found = _runs(tmp_path / str(passes), 1e-3).again(profile, partial(next, left_s), _told)
+    for budget_s, passes in ((0.0, 2), (1.0, 2), (1e9, 3)):  # a pass takes 1.4 s
+        found = _runs(tmp_path / str(budget_s), 1e-3).told(profile, lambda: budget_s, _told)  # noqa: B023 - called here
         assert {len(network.samples_s) for network in found.networks} == {passes}
+
+
+def test_passes_lie_as_far_apart_as_the_rows_take(profile: Profile, tmp_path: Path) -> None:
+    runs, shares = _runs(tmp_path, 1e-3), []
+
+    def known(share: float) -> Profile:
+        shares.append(share)
+        return profile
+
+    for share in (0.0, 0.1, 0.3, 0.35, 0.6, 0.7, 0.9, 1.0):
+        runs.among(share, partial(known, share), _told)
+    assert shares == [0.0, 0.35]
+    assert {len(network.samples_s) for network in runs.told(profile, lambda: 1e9, _told).networks} == {3}
+
+
+def test_a_pass_among_the_rows_is_told_at_the_speed_of_the_whole_profile(profile: Profile, tmp_path: Path) -> None:
+    run_s = profile.run_overhead_s + 3 * LATENCY_S
+    runs = _runs(tmp_path, run_s)
+    slow = {"latency_s": 2 * LATENCY_S, "interval_s": (LATENCY_S, 2 * LATENCY_S), "samples_s": (2 * LATENCY_S,)}
+    first = profile.changed(rows=tuple(row.model_copy(update=slow) for row in profile.rows))
+    runs.among(0.0, lambda: first, _told)
+    for network in runs.told(profile, lambda: 1e9, _told).networks:
+        assert network.samples_s == pytest.approx([run_s / 3] * 3)
 
 
 def test_every_pass_is_run_in_a_process_of_its_own(profile: Profile, tmp_path: Path) -> None:
@@ -75,8 +96,8 @@ def test_every_pass_is_run_in_a_process_of_its_own(profile: Profile, tmp_path: P
     )
     for one in (none, runs):
         one.first(lambda: 0.0, None, _told)
-    assert not none.again(profile, lambda: 1e9, _told).networks and not Counted.renewed
-    (first, *_) = runs.again(profile, lambda: 1e9, _told).networks
+    assert not none.told(profile, lambda: 1e9, _told).networks and not Counted.renewed
+    (first, *_) = runs.told(profile, lambda: 1e9, _told).networks
     assert len(Counted.renewed) == len(first.samples_s)
 
 
@@ -84,7 +105,7 @@ def test_a_network_without_all_of_its_rows_is_left_out(profile: Profile, tmp_pat
     runs = _runs(tmp_path, 1e-3)
     int8 = {kernel for kernel in runs.kernels() if kernel[1] != FLOAT}
     rows = [row for row in profile.rows if (row.operator, row.precision) not in int8]
-    found = runs.again(profile.changed(rows=tuple(rows)), lambda: 1e9, _told)
+    found = runs.told(profile.changed(rows=tuple(rows)), lambda: 1e9, _told)
     assert [network.name for network in found.networks] == ["network 3/0 float"]
     assert found.notes[-1] == "1 whole networks were left out, not all of their kernels were timed"
 
