@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hwcost.hardware import Hardware, spilled
 from hwcost.ops import Conv, Gemm, Node, Operator, Pool, Precision
 from hwcost.profiles import Int8Form, Machine
-from hwcost.sizes import ROUTES, SIZES, operands, reduced_axes, sizes, sound, stepped_axis, turned_softmax
+from hwcost.sizes import ROUTES, SIZES, doubles, operands, reduced_axes, sizes, sound, stepped_axis, turned_softmax
 from hwcost.tiling import ALGORITHMS, WORK, Columns, convolution_work, product_work
 
 _GENERAL = (
@@ -184,7 +184,7 @@ def family(op: Operator) -> str:
     `pool.<function>`, `pool.average.whole`, `elementwise.<function>`, `boundary.<function>`, `node.<type>`, the last
     with what makes a node of a type another kernel: `node.arithmetic.scalar`, `node.ReduceMean.rows`,
     `node.Softmax.turned` (not over the last axis), `node.Slice.steps` (along it), `node.Resize.linear.last` (channels
-    last)."""
+    last), `node.Resize.nearest.doubled` (every pixel twice each way)."""
     if isinstance(op, Conv):
         return f"conv.{'depthwise' if op.depthwise else 'grouped' if op.groups > 1 else 'dense'}"
     if isinstance(op, Gemm):
@@ -216,7 +216,8 @@ def _loops(op: Node) -> str:
     if op.op_type in ("Resize", "Upsample"):
         shape = reads[0].shape
         last = len(shape) > 2 and shape[-1] == out[-1] and shape[1] != out[1]
-        return str(json.loads(op.attributes).get("mode", "nearest")) + (".last" if last else "")
+        doubled = ".doubled" if doubles(op) else ""
+        return str(json.loads(op.attributes).get("mode", "nearest")) + (".last" if last else doubled)
     if op.op_type == "Pow" and len(reads) > 1:
         return f"to_{reads[1].values}" if reads[1].values in ("2", "3") else ""  # others all go through pow()
     if op.op_type == "Attention":

@@ -6,6 +6,7 @@ Each operator knows its multiply-accumulates, its elements in and out and its pa
 turns those into bytes. `key(op)` is a stable text: equal operators have equal keys, in any process.
 """
 
+import json
 import math
 import re
 from dataclasses import dataclass, fields
@@ -405,7 +406,7 @@ class Node(_Weightless):
     def macs(self) -> int:
         """Of products of matrices, attention and transposed convolutions; other nodes count as none."""
         if "MatMul" in self.op_type and len(self.reads) > 1:
-            return self.output_elements * self.reads[0].shape[-1]
+            return self.output_elements * self.contracted
         if self.op_type == "ConvTranspose":
             weights = self.reads[1]
             return self.reads[0].elements * weights.elements // weights.shape[0]
@@ -419,6 +420,12 @@ class Node(_Weightless):
         if self.op_type in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"):
             return self.reads[0].elements // self.reads[0].shape[-1] * sum(t.elements for t in self.reads[1:3])
         return 0
+
+    @property
+    def contracted(self) -> int:
+        """Over how many elements each of a product of matrices is a sum; fused ones may turn the first factor."""
+        turned = len(self.reads[0].shape) > 1 and bool(json.loads(self.attributes).get("transA"))
+        return self.reads[0].shape[-2 if turned else -1]
 
     @property
     def input_elements(self) -> int:

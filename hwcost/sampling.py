@@ -23,7 +23,7 @@ from hwcost.profiles import Int8Form
 from hwcost.space import SearchSpace
 
 _MOST_MACS: Final = 400_000_000
-_MOST_BYTES: Final = 24_000_000
+_MOST_BYTES: Final = 48_000_000
 _MOST_WEIGHTS: Final = 40_000_000
 _WEIGHT_ONLY_EVERY: Final = 3
 """One in so many matrix products of a sample is measured with weights of 8, 4 and 2 bits beside float activations:

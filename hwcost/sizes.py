@@ -5,7 +5,7 @@ Taken from each operator once and remembered; everything that `hwcost.features` 
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -307,6 +307,8 @@ def _node_sizes(op: Node) -> dict[str, int]:
     if turned := turned_softmax(op):
         planes, rows, columns = turned
         own |= {"run": rows, "block": 1, "planes": planes, "rows": rows, "columns": columns}
+        if columns > first.shape[-1]:  # axes that change places over a third: one element at a time
+            own["mapped"] = 2 * written.elements
     if "Pool" in op.op_type and len(kernel) == 2 and len(written.shape) == 4:
         strides, pads = attributes.get("strides", (1, 1)), attributes.get("pads", (0, 0, 0, 0))
         own |= {
@@ -327,10 +329,10 @@ def _node_sizes(op: Node) -> dict[str, int]:
         }
     matrices = [tensor for tensor in op.reads if len(tensor.shape) > 1]
     if "MatMul" in op.op_type and len(written.shape) > 1 and len(matrices) == 2:
-        left, right = matrices
+        right = matrices[1]
         own |= {
             "batch": math.prod(written.shape[:-2]),
-            "in_channels": left.shape[-1],
+            "in_channels": op.contracted,
             "out_channels": written.shape[-1],
             "height": 1,
             "width": 1,
@@ -417,7 +419,7 @@ def _span(op: Node, read: Sequence[int], written: Sequence[int], attributes: dic
     if attributes.get("mode") in _INTERPOLATING:
         return 0, 8
     if op.op_type == "Resize" or (op.op_type == "Upsample" and not op.domain):
-        return 0, 9 if _doubles(op, read, written, attributes) else 0
+        return 0, 9 if doubles(op) else 0
     if "axis" in attributes or op.macs:
         return 0, 0
     taken = operands(op)
@@ -441,9 +443,10 @@ def stepped_axis(op: Node) -> int | None:
     return max((axis % rank for axis, step in zip(axes, steps, strict=True) if abs(step) != 1), default=None)
 
 
-def _doubles(op: Node, read: Sequence[int], written: Sequence[int], attributes: Mapping[str, Any]) -> bool:
+def doubles(op: Node) -> bool:
     """Whether a resize repeats every pixel of its planes twice each way: onnxruntime's `UpsampleNearest2x`."""
-    if len(read) != 4 or tuple(written) != (*read[:2], 2 * read[2], 2 * read[3]):
+    read, attributes = op.reads[0].shape, json.loads(op.attributes)
+    if op.domain or len(read) != 4 or op.writes[0].shape != (*read[:2], 2 * read[2], 2 * read[3]):
         return False
     ways = attributes.get("coordinate_transformation_mode"), attributes.get("nearest_mode")
     return attributes.get("mode", "nearest") == "nearest" and (op.version < 11 or ways == ("asymmetric", "floor"))

@@ -158,6 +158,8 @@ _TERMS = (
     *(f"log_{name}" for name in WORK),
 )
 _TERM_COLUMNS = [column(name) for name in _TERMS]
+_FAR = np.array([False, *(name.startswith("log_spilled") for name in _TERMS)])
+"""Bytes that come from another cache, or from memory."""
 _ROBUST = 0.03
 _ROUNDS = 6
 _POOLED_RIDGE, _SHRINKAGE = 0.01, 0.2  # as strong as so many rows
@@ -198,11 +200,12 @@ class TiledPredictor(Predictor):
         cls.check_rows(features, latency_s)
         relative = cls._terms(features) / latency_s[:, None]
         way = way_of(features)
-        pooled = _robust(relative, np.zeros(relative.shape[1]), _POOLED_RIDGE)
+        per_byte_s = np.median(latency_s / np.exp(features[:, column("log_bytes")]))
+        pooled = _robust(relative, np.zeros(relative.shape[1]), _POOLED_RIDGE, far=_FAR / per_byte_s)
         coefficients = np.tile(pooled, (2 + len(WAYS), 1))
         present = np.unique(way)
         for index in present if len(present) > 1 else []:
-            coefficients[1 + index] = _robust(relative[way == index], pooled, _SHRINKAGE, _ALIKE)
+            coefficients[1 + index] = _robust(relative[way == index], pooled, _SHRINKAGE, _ALIKE, _FAR / per_byte_s)
         guard = RooflinePredictor.fit(features, latency_s, generator)
         free = cls(coefficients, guard, np.tile([-np.inf, np.inf], (2 + len(WAYS), 1)))
         beyond = free.log_latency(features) - guard.log_latency(features)
@@ -235,7 +238,9 @@ class TiledPredictor(Predictor):
         return cls(coefficients, guard, take(state, "limits", 2 + len(WAYS), 2))
 
 
-def _robust(relative: Values, towards: Values, shrinkage: float, alike: float = 0.0) -> Values:
+def _robust(
+    relative: Values, towards: Values, shrinkage: float, alike: float = 0.0, far: Values | float = 0.0
+) -> Values:
     """Coefficients of counts over seconds [rows, terms] whose sums come near 1, drawn `towards` others: all alike, and
     those that are not 0 by the share that they are off, which costs as much as an error of `alike` in a row."""
     scale = np.sqrt((relative**2).mean(axis=0))
@@ -243,6 +248,7 @@ def _robust(relative: Values, towards: Values, shrinkage: float, alike: float = 
     design, goal = relative[:, used] / scale[used], towards[used] * scale[used]
     weight = np.ones(len(design))
     pull = shrinkage + np.where(goal > 0, alike / np.maximum(goal, _LEAST_SHARE), 0.0) ** 2
+    pull = pull + (_ALIKE * far[used] / scale[used]) ** 2
     solution = goal
     for _ in range(_ROUNDS):
         weighted = design * weight[:, None]

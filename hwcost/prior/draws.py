@@ -27,9 +27,9 @@ HEADS: Final = (1, 2, 3, 4, 6, 8, 12)
 _USUAL_SIDES: Final = (7, 14, 28, 56, 112)
 _OFTEN_USUAL: Final = 0.2
 """What most published networks make of an image of 224, and how often a side is such."""
-_OFTEN_LARGE: Final = 0.06
+_OFTEN_LARGE: Final = 0.1
 """Share of feature maps, and of convolutions' planes, that are as large as a detector's first ones."""
-_LARGE: Final = 7.5e5, 2e6
+_LARGE: Final = 7.5e5, 4e6
 """Elements of such a map: what no cache holds."""
 
 
@@ -68,10 +68,14 @@ def _large_sides(rng: np.random.Generator) -> tuple[int, int]:
     return image >> halvings, (image if rng.random() < 0.5 else other) >> halvings
 
 
-def draw_planes(rng: np.random.Generator) -> tuple[int, int]:
-    """The sides of what a convolution reads."""
-    sides, large = draw_sides(rng), _large(rng)
-    return sides if large is None else _large_sides(large)
+def draw_planes(rng: np.random.Generator, channels: int) -> tuple[int, int]:
+    """The sides of what a convolution reads, of which so many channels are to be stored."""
+    (height, width), large = draw_sides(rng), _large(rng)
+    if large is not None:
+        height, width = _large_sides(large)
+        while height * width * channels > _LARGE[1]:
+            height, width = height // 2, width // 2
+    return height, width
 
 
 def draw_map(rng: np.random.Generator, smallest: int = 1) -> tuple[int, int, int, int]:

@@ -38,7 +38,7 @@ def _convolution(
     rng: np.random.Generator, taken: int, made: int, kernel: tuple[int, int], stride: int, groups: int = 1
 ) -> Conv:
     """With a plane that its kernel fits into, padded as networks pad it: to keep the size, or not at all."""
-    height, width = draw_planes(rng)
+    height, width = draw_planes(rng, max(taken, made // stride**2))
     dilation = pick(rng, (2, 4)) if max(kernel) > 1 and stride == 1 and rng.random() < 0.04 else 1
     pads = [dilation * (size - 1) // 2 for size in kernel]
     if rng.random() < 0.1 and min(height, width) >= max(kernel) * dilation:
@@ -111,7 +111,7 @@ def residual(rng: np.random.Generator) -> Operator:
 
 def depthwise(rng: np.random.Generator) -> Operator:
     channels, kernel = draw_width(rng, 1536), pick(rng, (3, 3, 3, 5, 5, 7))
-    if rng.random() < 0.2:  # of no whole vector: another kernel
+    if rng.random() < 0.3:  # of no whole vector: another kernel
         channels |= 1
     return _convolution(rng, channels, channels, (kernel, kernel), pick(rng, (1, 1, 2)), channels)
 

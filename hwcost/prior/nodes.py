@@ -158,7 +158,8 @@ def softmax(rng: np.random.Generator) -> Operator:
     elif kind < 0.85:
         shape, axis = (1, pick(rng, (2, 10, 19, 21, 150)), *draw_map(rng, smallest=2)[2:]), 1
     else:
-        shape, axis = (1, 16, 4, pick(rng, (100, 525, 1344, 2100, 3549, 8400))), 1
+        boxes, axis = pick(rng, (100, 525, 1344, 2100, 3549, 8400)), 1 + int(kind < 0.92)
+        shape = (1, 16, 4, boxes) if axis == 1 else (1, 4, 16, boxes)
     axis %= len(shape)
     if rng.random() < 0.3:
         return _microsoft("QLinearSoftmax", [_u(shape), *_SCALE, *_SCALE], [_u(shape)], opset=13, axis=axis)
@@ -292,15 +293,9 @@ def transposed_convolution(rng: np.random.Generator) -> Operator:
     channels, made, kernel = min(channels, 256), draw_width(rng, 256), pick(rng, (2, 2, 3, 4))
     pads = {2: [0, 0, 0, 0], 3: [1, 1, 1, 1], 4: [1, 1, 1, 1]}[kernel]
     grown = [2 * (size - 1) + kernel - 2 * pads[0] for size in (height, width)]
-    settings: dict[str, Any] = {
-        "kernel_shape": [kernel] * 2,
-        "strides": [2, 2],
-        "pads": pads,
-        "dilations": [1, 1],
-        "group": 1,
-    }
+    window: dict[str, Any] = {"kernel_shape": [kernel] * 2, "strides": [2, 2], "pads": pads, "dilations": [1, 1]}
     inputs = [_f((1, channels, height, width)), _c((channels, made, kernel, kernel)), _c((made,))]
-    return _node("ConvTranspose", inputs, [_f((1, made, *grown))], 11, **settings)
+    return _node("ConvTranspose", inputs, [_f((1, made, *grown))], 11, **window, group=1)
 
 
 def attention(rng: np.random.Generator) -> Operator:
@@ -314,8 +309,10 @@ def attention(rng: np.random.Generator) -> Operator:
         return _node("MatMul", [_f(scores), _f(values)], [_f(values)])
     if kind < 0.65:
         return _node("MatMul", [_f(values), _f((1, heads, size, tokens))], [_f(scores)])
-    settings = {"alpha": 0.125, "transA": 0, "transB": 1, "transBatchA": 0, "transBatchB": 0}
-    return _microsoft("FusedMatMul", [_f(values), _f(values)], [_f(scores)], **settings)
+    first = int(kind < 0.8)  # is turned, or the second one
+    settings = {"alpha": 0.125, "transA": first, "transB": 1 - first, "transBatchA": 0, "transBatchB": 0}
+    factor = _f((1, heads, size, tokens) if first else values)
+    return _microsoft("FusedMatMul", [factor, factor], [_f(scores)], **settings)
 
 
 def int8_attention(rng: np.random.Generator) -> Operator:
