@@ -307,10 +307,11 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
         change[below], free = _BOUNDS[below], free & ~below
 
 
-def _left_out(sums: Values, overhead_s: float, whole_s: Values) -> Values:
-    """For each network what the sums of the others say, as `_solve` does, [networks, sums]."""
-    every = np.arange(len(whole_s))
-    return np.array([_solve(sums[every != out], overhead_s, whole_s[every != out]) for out in every])
+def _left_out(sums: Values, overhead_s: float, whole_s: Values, of: NDArray[np.int64]) -> Values:
+    """For each network what the sums of the others say, as `_solve` does, [networks, sums]; `of` which architecture it
+    is a version, [networks]."""
+    found = {out: _solve(sums[of != out], overhead_s, whole_s[of != out]) for out in np.unique(of).tolist()}
+    return np.array([found[one] for one in of.tolist()])
 
 
 def _ratios(sums: Values, changes: Values, overhead_s: float, whole_s: Values) -> Values:
@@ -323,6 +324,7 @@ def _ratios(sums: Values, changes: Values, overhead_s: float, whole_s: Values) -
 def compose(
     networks: Sequence[Sums],
     samples_s: Sequence[Sequence[float]],
+    architectures: Sequence[str],
     *,
     overhead_s: float,
     shortest_s: float,
@@ -330,19 +332,22 @@ def compose(
     near_bytes: float,
 ) -> Composition:
     """From the sums of networks' kernels, by `waits` and for the second cache's `near_bytes`, and the networks' own
-    seconds, of every pass. A call costs `overhead_s`, the shortest kernel of the profile `shortest_s`.
+    seconds, of every pass, each a version of one of `architectures`. A call costs `overhead_s`, the shortest kernel of
+    the profile `shortest_s`.
 
     All follows from the measured sums and the median of the passes. A half-width is the conformal quantile of errors of
-    networks left out.
+    architectures left out, the worst of each one's versions: these are off alike.
     """
+    names, of = np.unique(np.array(architectures), return_inverse=True)
     whole = np.array([median(passes) for passes in samples_s])
     rest = [
         [*one.waits_s, one.lengthened_s, one.kernels_wait_s, *one.from_memory, shortest_s * one.kernels]
         for one in networks
     ]
     design, unseen = (np.hstack([[getattr(one, name) for one in networks], rest]) for name in ("measured", "predicted"))
-    left_out = _left_out(design, overhead_s, whole)
-    widths = [conformal_width(np.abs(np.log(_ratios(sums, left_out, overhead_s, whole)))) for sums in (design, unseen)]
+    left_out = _left_out(design, overhead_s, whole, of)
+    errors = [np.abs(np.log(_ratios(sums, left_out, overhead_s, whole))) for sums in (design, unseen)]
+    widths = [conformal_width(np.array([error[of == one].max() for one in range(len(names))])) for error in errors]
     change = _solve(design, overhead_s, whole)
     waited = np.maximum(1 + change[len(ROLES) : _KNOWN], 0.0).tolist()
     return Composition(

@@ -29,7 +29,7 @@ from hwcost.predictors import load_predictor, predictor_names
 from hwcost.predictors.base import Calibration, Estimate, Predictor, Spread, State, Values, prefixed, take, unprefixed
 from hwcost.predictors.borrowed import BorrowedPredictor
 from hwcost.predictors.linear import TiledPredictor
-from hwcost.profiles import PrecisionField, Profile, Row, Source
+from hwcost.profiles import Network, PrecisionField, Profile, Row, Source
 
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
 # 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold. 7: lines of
@@ -206,7 +206,7 @@ def fit_profile(
 def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composition | None:
     """What the profile's networks say; `unseen_s` are predictions of its rows by what was not fitted on them."""
     near_bytes, waits = max(hardware_of(profile.machine, profile.int8_form).l2, 1), waits_of(profile.weights)
-    sums, samples_s = list[Sums](), list[tuple[float, ...]]()
+    sums, measured = list[Sums](), list[Network]()
     for network in profile.networks:
         kernels = []
         for part in network.parts:
@@ -217,12 +217,13 @@ def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composit
             kernels.append((row.operator, row.precision, part.count, row.latency_s, predicted_s))
         else:
             sums.append(sums_of(kernels, waits, near_bytes))
-            samples_s.append(network.samples_s)
+            measured.append(network)
     if not sums:
         return None
     return compose(
         sums,
-        samples_s,
+        [network.samples_s for network in measured],
+        [network.architecture for network in measured],
         overhead_s=profile.run_overhead_s,
         shortest_s=min(row.latency_s for row in profile.rows),
         waits=waits,

@@ -146,6 +146,11 @@ class Network(BaseModel):
     parts: tuple[Part, ...] = Field(min_length=1)
     samples_s: tuple[Seconds, ...] = Field(min_length=1)
 
+    @property
+    def architecture(self) -> str:
+        """The first two words of its name, which versions of one network share: `network 0/3`."""
+        return " ".join(self.name.split()[:2])
+
 
 class WeightStream(BaseModel):
     """How long a kernel takes for each byte of its weights where so many bytes came between, those of its other copies:

@@ -105,8 +105,17 @@ def _float_rows(s: Columns) -> dict[str, Counts]:
     }
 
 
+def _laid_down(s: Columns) -> Columns:
+    """Upright lines lying: a kernel goes along the one axis that there is, where it is neither padded nor strided."""
+    upright = (s["width"] == 1) & (s["kernel_width"] == 1) & (s["padding"] == 0) & (s["stride_height"] == 1)
+    pairs = [(name, name.replace("height", "width")) for name in s if "height" in name]
+    turned = {one: np.where(upright, s[two], s[one]) for pair in pairs for one, two in (pair, pair[::-1])}
+    return {**s, **turned}
+
+
 def _float_blocked(s: Columns, algorithm: Counts, hardware: Hardware) -> dict[str, Counts]:
     """Counts of the kernels in blocks of channels: sets of four blocks of filters, rows of three outputs."""
+    s = _laid_down(s)
     block, positions, filters, latency = hardware.lanes, hardware.positions, 4, 4
     unblocked, pointwise, depthwise = algorithm == 0, algorithm == 1, algorithm == 3
     taken, made = s["in_channels"] // s["groups"], s["out_channels"] // s["groups"]

@@ -158,14 +158,16 @@ _TERMS = (
     *(f"log_{name}" for name in WORK),
 )
 _TERM_COLUMNS = [column(name) for name in _TERMS]
-_FAR = np.array([False, *(name.startswith("log_spilled") for name in _TERMS)])
-"""Bytes that come from another cache, or from memory."""
 _ROBUST = 0.03
 _ROUNDS = 6
 _POOLED_RIDGE, _SHRINKAGE = 0.01, 0.2  # as strong as so many rows
 _ALIKE = 0.05
 """A way's cost of a count is expected to be that of all rows, give or take as much again, where a row is right to this
 share: without it, what a row is off becomes the cost of a count of which that row, the only one, has hardly any."""
+_FAR = np.array([False, *(name.startswith("log_spilled") for name in _TERMS)])
+"""Bytes that come from another cache, or from memory: each is expected to cost no more than a byte costs otherwise, as
+much again as that being worth an error of `_ALIKE` in a row. Where hardly a row has such bytes, what that is off would
+become their cost, and what has ten times as many would take ten times as long as it does."""
 _LEAST_SHARE = 1e-3
 """A cost that makes up less than this of the rows is as open as one that does, or nothing could be solved for."""
 _LEAST_S = 1e-7
@@ -200,12 +202,12 @@ class TiledPredictor(Predictor):
         cls.check_rows(features, latency_s)
         relative = cls._terms(features) / latency_s[:, None]
         way = way_of(features)
-        per_byte_s = np.median(latency_s / np.exp(features[:, column("log_bytes")]))
-        pooled = _robust(relative, np.zeros(relative.shape[1]), _POOLED_RIDGE, far=_FAR / per_byte_s)
+        far = _FAR / np.median(latency_s / np.exp(features[:, column("log_bytes")]))
+        pooled = _robust(relative, np.zeros(relative.shape[1]), far, _POOLED_RIDGE)
         coefficients = np.tile(pooled, (2 + len(WAYS), 1))
         present = np.unique(way)
         for index in present if len(present) > 1 else []:
-            coefficients[1 + index] = _robust(relative[way == index], pooled, _SHRINKAGE, _ALIKE, _FAR / per_byte_s)
+            coefficients[1 + index] = _robust(relative[way == index], pooled, far, _SHRINKAGE, _ALIKE)
         guard = RooflinePredictor.fit(features, latency_s, generator)
         free = cls(coefficients, guard, np.tile([-np.inf, np.inf], (2 + len(WAYS), 1)))
         beyond = free.log_latency(features) - guard.log_latency(features)
@@ -238,11 +240,10 @@ class TiledPredictor(Predictor):
         return cls(coefficients, guard, take(state, "limits", 2 + len(WAYS), 2))
 
 
-def _robust(
-    relative: Values, towards: Values, shrinkage: float, alike: float = 0.0, far: Values | float = 0.0
-) -> Values:
+def _robust(relative: Values, towards: Values, far: Values, shrinkage: float, alike: float = 0.0) -> Values:
     """Coefficients of counts over seconds [rows, terms] whose sums come near 1, drawn `towards` others: all alike, and
-    those that are not 0 by the share that they are off, which costs as much as an error of `alike` in a row."""
+    those that are not 0 by the share that they are off, which costs as much as an error of `alike` in a row; those of
+    `far` bytes (over their usual seconds, others 0) towards 0 as well."""
     scale = np.sqrt((relative**2).mean(axis=0))
     used = scale > 0
     design, goal = relative[:, used] / scale[used], towards[used] * scale[used]

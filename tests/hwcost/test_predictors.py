@@ -12,7 +12,8 @@ import torch
 import hwcost.predictors
 from hwcost.errors import FitError, UnknownPredictorError
 from hwcost.features import column, feature_matrix
-from hwcost.ops import FLOAT, INT8, Conv
+from hwcost.hardware import Hardware
+from hwcost.ops import FLOAT, INT8, PLAIN, Conv
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.predictors.base import Calibration, Predictor
 from hwcost.predictors.boosted import BoostedPredictor
@@ -309,3 +310,21 @@ def test_features_of_another_width_are_refused() -> None:
     fitted = FlopsPredictor.fit(features, latency_s, np.random.default_rng(0))
     with pytest.raises(FitError, match=r"features are \[operators, \d+\], got \(5, 3\)"):
         fitted.predict(features[:, :3], Calibration.of(features, np.zeros(0)))
+
+
+def test_what_one_large_row_is_off_does_not_become_the_cost_of_a_byte_from_memory() -> None:
+    """A sum that takes 0.1 ns a multiplication, but 1.5 times that in the only row that no cache holds."""
+
+    def depthwise(channels: int, side: int) -> Conv:
+        return Conv.square(channels, channels, side, 3, groups=channels)
+
+    small = [depthwise(channels, side) for channels in (8, 24, 40, 96, 200) for side in (7, 14, 28, 56)]
+    rows, unseen = [*small, depthwise(33, 150)], depthwise(32, 480)
+    latency_s = np.array([1e-10 * op.macs for op in rows])
+    latency_s[-1] *= 1.5
+    hardware = Hardware.of((), "x86_64", {"L1d": 32768, "L2": 2**20, "L3": 2**24})
+    fitted = TiledPredictor.fit(
+        feature_matrix([(op, PLAIN) for op in rows], hardware), latency_s, np.random.default_rng(0)
+    )
+    (said,) = np.exp(fitted.log_latency(feature_matrix([(unseen, PLAIN)], hardware)))
+    assert 0.7 < said / (1e-10 * unseen.macs) < 1.8  # 5 by a sum that is free to

@@ -88,6 +88,18 @@ def test_outputs_on_padding_are_taken_one_by_one() -> None:
     assert _counts(bare, FLOAT)["skipped_taps"] == 0 < _counts(padded, FLOAT)["skipped_taps"]
 
 
+def test_an_upright_line_without_pads_and_strides_is_laid_down() -> None:
+    def work(op: Conv) -> dict[str, float]:
+        counts = _counts(op, FLOAT, AVX512)
+        return {name: counts[name] for name in ("cycles", "tiles", "single_steps", "calls", "taps")}
+
+    assert work(Conv(256, 512, 512, 1, (5, 1))) == work(Conv(256, 512, 1, 512, (1, 5)))
+    padded = Conv(256, 512, 512, 1, (5, 1), pads=(2, 0, 2, 0)), Conv(256, 512, 1, 512, (1, 5), pads=(0, 2, 0, 2))
+    strided = Conv(256, 512, 512, 1, (5, 1), (2, 1)), Conv(256, 512, 1, 512, (1, 5), (1, 2))
+    for upright, lying in (padded, strided):  # 1.8 times as long, one output at a time
+        assert work(upright)["single_steps"] > 10 * work(lying)["single_steps"]
+
+
 def test_only_a_relu_is_folded_into_a_float_kernel() -> None:
     folded, clipped = (Conv.square(16, 32, 12, 3, activation=name) for name in ("relu", "clip"))
     assert _counts(folded, FLOAT)["activated"] == 0
