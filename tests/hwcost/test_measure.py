@@ -271,6 +271,23 @@ def test_every_pass_has_a_process_and_an_order_of_its_own_and_times_what_rows_le
     assert sum(point.startswith("reference") for point in orders[0]) == 12
 
 
+def test_what_comes_between_stages_takes_none_of_the_budget_and_sees_what_is_known() -> None:
+    turns: list[tuple[float, int]] = []
+    requests: list[Request] = [(Gemm(1, 32, n), FLOAT) for n in range(1, 200)]
+    plain, timings = (Recorded(row_us=lambda task, number: 3.0 + number) for _ in range(2))
+
+    def between(share: float, found: Callable[[], Measurements]) -> None:
+        turns.append((share, len(found().rows)))
+        timings.clock.sleep(100.0)
+
+    undisturbed = plain.measure(requests, passes=5, budget_s=40)
+    found = timings.measure(requests, passes=5, budget_s=40, between=between)
+    assert [len(row.samples_s) for row in found.rows] == [len(row.samples_s) for row in undisturbed.rows]
+    shares = [share for share, _ in turns]
+    assert len(turns) > 1 and shares == sorted(shares) and shares[0] > 0 and shares[-1] <= 1
+    assert {rows for _, rows in turns} == {199}
+
+
 def test_two_timings_of_a_row_lie_apart_where_there_is_time() -> None:
     timings = Recorded(row_us=lambda task, number: 3.0 + number)
     timings.measure([(Gemm(1, 32, n), FLOAT) for n in range(1, 30)], passes=3)
