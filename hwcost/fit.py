@@ -36,7 +36,7 @@ from hwcost.profiles import Network, PrecisionField, Profile, Row, Source
 # rests by thirds, weights used once by the last cache. 8: what neighbours leave of the last cache. 9: waits for weights
 # and kernels as they are measured, pixels that are doubled. 10: few rows by relatives and what their work adds.
 # 11: by how long a network takes, and weights that are used once.
-FIT_VERSION: Final = 12
+FIT_VERSION: Final = 13
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -109,7 +109,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[12] = FIT_VERSION
+    version: Literal[13] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int

@@ -329,18 +329,12 @@ def _node_sizes(op: Node) -> dict[str, int]:
         }
     matrices = [tensor for tensor in op.reads if len(tensor.shape) > 1]
     if "MatMul" in op.op_type and len(written.shape) > 1 and len(matrices) == 2:
-        right = matrices[1]
-        own |= {
-            "batch": math.prod(written.shape[:-2]),
-            "in_channels": op.contracted,
-            "out_channels": written.shape[-1],
-            "height": 1,
-            "width": 1,
-            "out_height": written.shape[-2],
-            "out_width": 1,
-            "shape": 2,
-            "constant": right.constant,
-        }
+        *before, lines, places = written.shape
+        own |= _product(math.prod(before), lines, op.contracted, places, matrices[1].constant)
+    if op.op_type in ("LSTM", "GRU", "RNN"):  # a product at every step, and before them one of all inputs
+        (steps, batch, inputs), (ways, gates, hidden) = op.reads[0].shape, op.reads[2].shape
+        own |= _product(steps * ways, batch, hidden, gates, constant=True)
+        own["mapped"] = steps * ways * batch * gates * inputs
     if op.op_type in ("ConvTranspose", "ConvInteger"):
         own |= _products_of_filters(op, attributes.get("group", 1))
     return own
@@ -356,18 +350,14 @@ def _products_of_filters(op: Node, groups: int) -> dict[str, int]:
     else:
         depth, rows, columns = math.prod(filters[1:]), math.prod(op.writes[0].shape[2:]), filters[0] // groups
         mapped = rows * depth if (depth, rows) != (channels // groups, math.prod(plane)) else 0
-    return {
-        "batch": batch * groups,
-        "in_channels": depth,
-        "out_channels": columns,
-        "height": 1,
-        "width": 1,
-        "out_height": rows,
-        "out_width": 1,
-        "shape": 2,
-        "constant": op.op_type == "ConvInteger",
-        "mapped": batch * groups * mapped,
-    }
+    product = _product(batch * groups, rows, depth, columns, op.op_type == "ConvInteger")
+    return {**product, "mapped": batch * groups * mapped}
+
+
+def _product(batch: int, rows: int, depth: int, columns: int, constant: bool) -> dict[str, int]:
+    """So many products of [rows, depth] and [depth, columns], the second factor being `constant` or not."""
+    taken, made = {"in_channels": depth, "height": 1, "width": 1}, {"out_channels": columns, "out_width": 1}
+    return {"batch": batch, **taken, **made, "out_height": rows, "shape": 2, "constant": constant}
 
 
 def turned_softmax(op: Node) -> tuple[int, int, int] | None:

@@ -100,6 +100,18 @@ def test_an_upright_line_without_pads_and_strides_is_laid_down() -> None:
         assert work(upright)["single_steps"] > 10 * work(lying)["single_steps"]
 
 
+def test_a_recurrent_layer_is_a_product_of_a_row_at_every_step_and_one_of_all_inputs() -> None:
+    def layer(steps: int, inputs: int, hidden: int, ways: int = 2) -> dict[str, float]:
+        weights = [f"=float32[{ways},{4 * hidden},{size}]" for size in (inputs, hidden)]
+        reads = (f"float32[{steps},1,{inputs}]", *weights, f"=float32[{ways},{8 * hidden}]")
+        return _counts(Node("LSTM", reads, (f"float32[{steps},{ways},1,{hidden}]",), "{}", version=14), FLOAT, AVX512)
+
+    product = _counts(Gemm(1, 64, 256), FLOAT, AVX512)
+    assert layer(80, 512, 64)["cycles"] == pytest.approx(160 * product["cycles"])
+    assert layer(80, 16, 64)["cycles"] == layer(80, 512, 64)["cycles"]
+    assert layer(80, 512, 64)["costly"] - layer(80, 16, 64)["costly"] == pytest.approx(80 * 2 * 256 * 496)
+
+
 def test_only_a_relu_is_folded_into_a_float_kernel() -> None:
     folded, clipped = (Conv.square(16, 32, 12, 3, activation=name) for name in ("relu", "clip"))
     assert _counts(folded, FLOAT)["activated"] == 0
