@@ -310,8 +310,8 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
 def _left_out(sums: Values, overhead_s: float, whole_s: Values, of: NDArray[np.int64]) -> Values:
     """For each network what the sums of the others say, as `_solve` does, [networks, sums]; `of` which architecture it
     is a version, [networks]."""
-    found = {out: _solve(sums[of != out], overhead_s, whole_s[of != out]) for out in np.unique(of).tolist()}
-    return np.array([found[one] for one in of.tolist()])
+    found: Values = np.array([_solve(sums[of != out], overhead_s, whole_s[of != out]) for out in np.unique(of)])
+    return found[of]
 
 
 def _ratios(sums: Values, changes: Values, overhead_s: float, whole_s: Values) -> Values:
@@ -338,7 +338,7 @@ def compose(
     All follows from the measured sums and the median of the passes. A half-width is the conformal quantile of errors of
     architectures left out, the worst of each one's versions: these are off alike.
     """
-    names, of = np.unique(np.array(architectures), return_inverse=True)
+    _, of = np.unique(np.array(architectures), return_inverse=True)
     whole = np.array([median(passes) for passes in samples_s])
     rest = [
         [*one.waits_s, one.lengthened_s, one.kernels_wait_s, *one.from_memory, shortest_s * one.kernels]
@@ -347,7 +347,7 @@ def compose(
     design, unseen = (np.hstack([[getattr(one, name) for one in networks], rest]) for name in ("measured", "predicted"))
     left_out = _left_out(design, overhead_s, whole, of)
     errors = [np.abs(np.log(_ratios(sums, left_out, overhead_s, whole))) for sums in (design, unseen)]
-    widths = [conformal_width(np.array([error[of == one].max() for one in range(len(names))])) for error in errors]
+    widths = [conformal_width(np.array([error[of == one].max() for one in np.unique(of)])) for error in errors]
     change = _solve(design, overhead_s, whole)
     waited = np.maximum(1 + change[len(ROLES) : _KNOWN], 0.0).tolist()
     return Composition(

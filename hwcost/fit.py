@@ -35,7 +35,8 @@ from hwcost.profiles import Network, PrecisionField, Profile, Row, Source
 # 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold. 7: lines of
 # rests by thirds, weights used once by the last cache. 8: what neighbours leave of the last cache. 9: waits for weights
 # and kernels as they are measured, pixels that are doubled. 10: few rows by relatives and what their work adds.
-# 11: by how long a network takes, and weights that are used once.
+# 11: by how long a network takes, and weights that are used once. 12: bytes from memory, factors and axes that are
+# turned, architectures. 13: recurrent layers as products.
 FIT_VERSION: Final = 13
 
 BASELINES = ("flops", "roofline")

@@ -448,9 +448,9 @@ def profile_machine(
             between=lambda share, found: runs.among(share, lambda: profile_of(found()), told),
             clock=clock,
         )
-        if not networks:
-            return profile_of(found)
         profile = profile_of(found)
+        if not networks:
+            return profile
         return runs.told(profile, lambda: math.inf if budget_s is None else budget_s - (clock.now() - began_s), told)
 
 

@@ -126,8 +126,7 @@ class NetworkRuns:
     def __init__(self, folder: Path, count: int, form: Int8Form, *, seed: int, threads: int, runtime: Runtime) -> None:
         self._folder, self._count, self._form = folder, count, form
         self._seed, self._threads, self._runtime = seed, threads, runtime
-        self._networks: list[WholeNetwork] = []
-        self._runs: list[list[_Run]] = []  # [networks][passes]
+        self._networks: list[tuple[WholeNetwork, list[_Run]]] = []
         self._weights: list[dict[int, float]] = []
         self._passes, self._done, self._pass_s = _PASSES, 0, 0.0
         self._left_out: list[str] = []
@@ -146,8 +145,7 @@ class NetworkRuns:
                 self._left_out.append(f"{network.name}: {error}")
                 continue
             spent_s += now() - began_s + PASS_S - _LOOK_S
-            self._networks.append(network)
-            self._runs.append([])
+            self._networks.append((network, []))
             progress(len(self._networks), 2 * self._count, f"whole networks: {network.name}")
         if budget_s is not None:
             self._passes = min(max(int(_PASSES_SHARE * budget_s / max(spent_s, 1e-9)), _LEAST_PASSES), _PASSES)
@@ -158,7 +156,7 @@ class NetworkRuns:
 
     def kernels(self) -> list[Request]:
         """Those of the networks, one after the other, as a profile of this int8 form names them."""
-        return [kernel for network in self._networks for kernel in self._kernels(network)]
+        return [kernel for network, _ in self._networks for kernel in self._kernels(network)]
 
     def among(self, share: float, profile: Callable[[], Profile], progress: Progress) -> None:
         """A pass, if one but the last is due when this share of the rows' time is over: they lie far apart. `profile`
@@ -171,21 +169,22 @@ class NetworkRuns:
         from others. They are told at the speed that the machine had when the rows were timed. What passes are missing
         comes first, but of those beyond the least only what `left_s`, the seconds left of the budget, has room for."""
         known = {(row.operator, row.precision) for row in profile.rows}
-        pairs = [
-            (network, runs)
-            for network, runs in zip(self._networks, self._runs, strict=True)
-            if known.issuperset(self._kernels(network))
-        ]
+        count = len(self._networks)
+        self._networks = [pair for pair in self._networks if known.issuperset(self._kernels(pair[0]))]
         notes = [f"a whole network was left out, {text}" for text in self._left_out]
-        if unknown := len(self._networks) - len(pairs):
+        if unknown := count - len(self._networks):
             notes.append(f"{unknown} whole networks were left out, not all of their kernels were timed")
-        while pairs and self._done < self._passes and (self._done < _LEAST_PASSES or left_s() >= self._pass_s):
+        while self._networks and self._done < self._passes:
+            if self._done >= _LEAST_PASSES and left_s() < self._pass_s:
+                break
             self._pass(profile, progress)
         return profile.changed(
             notes=(*profile.notes, *notes),
             weights=weight_streams(self._weights, profile.run_overhead_s),
             subnormal_s=self._time_subnormal(profile),
-            networks=tuple(network.measured([run.sample_s(profile) for run in runs]) for network, runs in pairs),
+            networks=tuple(
+                network.measured([run.sample_s(profile) for run in runs]) for network, runs in self._networks
+            ),
         )
 
     def _pass(self, profile: Profile, progress: Progress) -> None:
@@ -196,9 +195,9 @@ class NetworkRuns:
             what = f"whole networks, pass {self._done + 1} of {self._passes}"
             progress(self._done * len(self._networks) + start, self._passes * len(self._networks), what)
             some = self._networks[start : start + _BETWEEN]
-            seconds = [time_network(one, self._threads, self._seed, self._runtime) for one in some]
+            seconds = [time_network(network, self._threads, self._seed, self._runtime) for network, _ in some]
             after_s = time_anchors(profile, rows, timings)
-            for runs, latency_s in zip(self._runs[start:], seconds, strict=False):
+            for (_, runs), latency_s in zip(some, seconds, strict=True):
                 runs.append(_Run(latency_s, rows, before_s, after_s))
             before_s = after_s
         self._time_weights()
