@@ -19,7 +19,7 @@ predictions of the measured networks right, by the median of their passes: a net
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -27,10 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
+from hwcost.features import hardware_of
 from hwcost.hardware import TURNS, row_copies, spilled
 from hwcost.ops import Conv, Node, Operator, Precision, bytes_moved, weight_bytes, weight_uses
 from hwcost.predictors.base import conformal_width
-from hwcost.profiles import WeightStream
+from hwcost.profiles import Network, Profile, WeightStream
+from hwcost.space import Layer
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
@@ -319,6 +321,38 @@ def _ratios(sums: Values, changes: Values, overhead_s: float, whole_s: Values) -
     said = overhead_s + sums[:, :_KNOWN].sum(axis=1) + (sums * changes).sum(axis=1)
     ratios: Values = np.maximum(said / whole_s, 1e-9)
     return ratios
+
+
+def learnt(
+    profile: Profile, unseen_s: Mapping[Layer, float], without_row_s: Mapping[Layer, float]
+) -> Composition | None:
+    """What a profile's networks say; None where they say nothing. `unseen_s` are predictions of its rows by what was
+    not fitted on them, `without_row_s` of kernels that have none; a network with others is left out."""
+    near_bytes, waits = max(hardware_of(profile.machine, profile.int8_form).l2, 1), waits_of(profile.weights)
+    sums, measured = list[Sums](), list[Network]()
+    for network in profile.networks:
+        kernels = []
+        for part in network.parts:
+            layer = part.operator, part.precision
+            row, predicted_s = profile.find(*layer), without_row_s.get(layer)
+            if row is not None:
+                kernels.append((*row.layer, part.count, row.latency_s, unseen_s.get(row.layer, row.latency_s)))
+            elif predicted_s is not None:
+                kernels.append((*layer, part.count, predicted_s, predicted_s))
+        if len(kernels) == len(network.parts):
+            sums.append(sums_of(kernels, waits, near_bytes))
+            measured.append(network)
+    if not sums:
+        return None
+    return compose(
+        sums,
+        [network.samples_s for network in measured],
+        [network.architecture for network in measured],
+        overhead_s=profile.run_overhead_s,
+        shortest_s=min(row.latency_s for row in profile.rows),
+        waits=waits,
+        near_bytes=near_bytes,
+    )
 
 
 def compose(

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
@@ -20,16 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threadpoolctl import threadpool_limits
 
 from hwcost.archive import pack, unpack
-from hwcost.composition import Composition, Sums, compose, sums_of, waits_of
+from hwcost.composition import Composition, learnt
 from hwcost.errors import FitError, HwcostError, first_fault
 from hwcost.features import FEATURE_NAMES, RANGE_FEATURES, SIZE_FEATURES, column, family, feature_matrix, hardware_of
 from hwcost.files import read_file, write_atomically
-from hwcost.ops import FLOAT, Precision, key
+from hwcost.ops import FLOAT, Precision
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.predictors.base import Calibration, Estimate, Predictor, Spread, State, Values, prefixed, take, unprefixed
 from hwcost.predictors.borrowed import BorrowedPredictor
 from hwcost.predictors.linear import TiledPredictor
-from hwcost.profiles import Network, PrecisionField, Profile, Row, Source
+from hwcost.profiles import PrecisionField, Profile, Row, Source
+from hwcost.space import Layer
 
 # 1: first version. 2: features by tile, widths by way and latency. 3: composition by working set. 4: by second cache.
 # 5: by what caches hold of weights alone and together. 6: by role, and averaged over what caches may hold. 7: lines of
@@ -58,8 +59,6 @@ _TWINS = (("elementwise.add", "elementwise.mul"),)
 both. In 8 bits their arithmetic differs, and tells."""
 _SMALL_GAIN = 0.02  # a more complex predictor has to be better by this share
 
-Kernel = tuple[str, Precision]
-"""What a row is of: the key of an operator, and its precision."""
 Fitter = Callable[[Values, Values, np.random.Generator], Predictor]
 """Fits a predictor on features [rows, features] and seconds [rows]."""
 Progress = Callable[[int, int, str], None]
@@ -187,7 +186,7 @@ def fit_profile(
     for row in profile.rows:
         groups[family(row.operator), profile.realised_as(row.operator, row.precision)].append(row)
     families: list[FittedFamily] = []
-    unseen_s: dict[Kernel, float] = {}
+    unseen_s: dict[Layer, float] = {}
     # Many small problems: threads cost more than they bring, and would sum in an order of their own.
     with threadpool_limits(limits=1):
         for (name, precision), rows in sorted(groups.items()):
@@ -198,38 +197,27 @@ def fit_profile(
             fitted, residual = _fit_family(name, precision, told, profile, fitters, seed, folds)
             families.append(fitted)
             for row, error in zip(rows, residual.tolist(), strict=False):
-                unseen_s[key(row.operator), row.precision] = row.latency_s * math.exp(error)
+                unseen_s[row.layer] = row.latency_s * math.exp(error)
             if progress is not None:
                 progress(len(families), len(groups), f"{name} {precision}")
-    return Fit(profile.device, profile.digest, seed, folds, tuple(families), _composition(profile, unseen_s))
+    fit = Fit(profile.device, profile.digest, seed, folds, tuple(families), None)
+    return replace(fit, composition=learnt(profile, unseen_s, _without_rows(profile, fit)))
 
 
-def _composition(profile: Profile, unseen_s: Mapping[Kernel, float]) -> Composition | None:
-    """What the profile's networks say; `unseen_s` are predictions of its rows by what was not fitted on them."""
-    near_bytes, waits = max(hardware_of(profile.machine, profile.int8_form).l2, 1), waits_of(profile.weights)
-    sums, measured = list[Sums](), list[Network]()
-    for network in profile.networks:
-        kernels = []
-        for part in network.parts:
-            row = profile.find(part.operator, part.precision)
-            if row is None:  # a kernel that the runtime refused alone
-                break
-            predicted_s = unseen_s.get((key(row.operator), row.precision), row.latency_s)
-            kernels.append((row.operator, row.precision, part.count, row.latency_s, predicted_s))
-        else:
-            sums.append(sums_of(kernels, waits, near_bytes))
-            measured.append(network)
-    if not sums:
-        return None
-    return compose(
-        sums,
-        [network.samples_s for network in measured],
-        [network.architecture for network in measured],
-        overhead_s=profile.run_overhead_s,
-        shortest_s=min(row.latency_s for row in profile.rows),
-        waits=waits,
-        near_bytes=near_bytes,
-    )
+def _without_rows(profile: Profile, fit: Fit) -> dict[Layer, float]:
+    """Seconds of those kernels of a profile's networks that have no row there, as predicted."""
+    groups: defaultdict[tuple[str, Precision], list[Layer]] = defaultdict(list)
+    for op, precision in dict.fromkeys(
+        (part.operator, part.precision) for one in profile.networks for part in one.parts
+    ):
+        if profile.find(op, precision) is None:
+            groups[family(op), profile.realised_as(op, precision)].append((op, precision))
+    hardware, found = hardware_of(profile.machine, profile.int8_form), dict[Layer, float]()
+    for (name, runs_as), layers in groups.items():
+        if fit.knows(name, runs_as):
+            features = feature_matrix(((op, runs_as) for op, _ in layers), hardware)
+            found.update(zip(layers, fit.predict(name, runs_as, features).latency_s.tolist(), strict=True))
+    return found
 
 
 def _generator(seed: int, *parts: object) -> np.random.Generator:

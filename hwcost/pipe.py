@@ -25,7 +25,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 from hwcost import agent
 from hwcost.agent import FRAME_BYTES, HEADER_BYTES, VERSION, Store, digest_of
 from hwcost.errors import MeasurementError
-from hwcost.files import write_atomically
 from hwcost.machine import Facts
 from hwcost.runtime import Array, EndedError, Given, RefusedError, UnusableError
 
@@ -193,9 +192,9 @@ class Piped:
         _, blobs = self.ask(framed("optimise", given, {}, weights_file=weights_file or "none"), most_s)
         if len(blobs) != 2:
             raise self._nonsense("an optimised model is two blobs")
-        write_atomically(target, blobs[0])
+        target.write_bytes(blobs[0])
         if weights_file and blobs[1]:
-            write_atomically(target.with_name(weights_file), blobs[1])
+            target.with_name(weights_file).write_bytes(blobs[1])
 
     def run(self, given: Given, feeds: Mapping[str, Array]) -> list[Array]:
         answer, blobs = self.ask(framed("run", given, feeds))

@@ -4,6 +4,8 @@ They are looked at before their kernels are timed, and run in passes that lie as
 since neighbours disturb whole minutes: between the timings of rows and after them. Each is told at the speed that the
 machine had for its rows: some of these are timed again between them (`hwcost.speed`). How long weights are waited for
 is measured with every pass (`hwcost.weights`): it tells how a network finds its own from how its rows found theirs.
+
+Half of a network's kernels take a tenth of its time: they are predicted from others, and their rows are other kernels'.
 """
 
 import math
@@ -18,6 +20,7 @@ from hwcost.features import hardware_of
 from hwcost.files import write_atomically
 from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
+from hwcost.ops import Operator, Precision, bytes_moved
 from hwcost.prior.networks import random_network
 from hwcost.profiles import Int8Form, Network, Part, Profile, Row
 from hwcost.quantising import INT8_STYLES, quantised
@@ -36,6 +39,11 @@ _LOOK_S: Final = 0.05
 _PASSES, _LEAST_PASSES = 3, 2
 _PASSES_SHARE: Final = 0.3
 """Share of the budget for all passes over networks; where somebody disturbs them there are fewer."""
+_TIMED: Final = 0.9
+"""Share of a network's work that its timed kernels do at least."""
+_MACS_PER_S, _INT8_MACS_PER_S, _BYTES_PER_S, _ELEMENTS_PER_S = 3e10, 6e10, 1e10, 1e9
+_KERNEL_S: Final = 5e-7
+"""Work as it takes some processor's time: near enough to tell a network's large kernels from its small ones."""
 _BETWEEN, _ANCHORS_S = 16, 1.0
 """Networks between two timings of what tells the machine's speed, and the seconds that one takes."""
 
@@ -97,6 +105,24 @@ def _read(name: str, path: Path, runtime: Runtime, left_out: Callable[[str], Non
         yield WholeNetwork(name, path, tuple((op, precision) for _, op, precision in found.layers))
 
 
+def large_kernels(layers: Sequence[Request]) -> list[Request]:
+    """The fewest of a network's kernels that do so much of its work, each once."""
+    counts = Counter(layers)
+    work_s = {(op, precision): count * _rough_s(op, precision) for (op, precision), count in counts.items()}
+    large, left_s = set[Request](), _TIMED * sum(work_s.values())
+    for layer in sorted(work_s, key=lambda layer: -work_s[layer]):
+        if left_s <= 0:
+            break
+        large.add(layer)
+        left_s -= work_s[layer]
+    return [layer for layer in counts if layer in large]
+
+
+def _rough_s(op: Operator, precision: Precision) -> float:
+    macs_s = op.macs / (_INT8_MACS_PER_S if precision.activation_bits == 8 else _MACS_PER_S)
+    return macs_s + bytes_moved(op, precision) / _BYTES_PER_S + op.output_elements / _ELEMENTS_PER_S + _KERNEL_S
+
+
 def time_network(network: WholeNetwork, threads: int, seed: int, runtime: Runtime, seconds: float = PASS_S) -> float:
     """Seconds of one call, the minimum of one pass in a session of its own."""
     feeds = example_feeds(load_model(network.path), seed)
@@ -155,7 +181,7 @@ class NetworkRuns:
         return self._passes * self._pass_s
 
     def kernels(self) -> list[Request]:
-        """Those of the networks, one after the other, as a profile of this int8 form names them."""
+        """Those of the networks that are to be timed, as a profile of this int8 form names them."""
         return [kernel for network, _ in self._networks for kernel in self._kernels(network)]
 
     def among(self, share: float, profile: Callable[[], Profile], progress: Progress) -> None:
@@ -165,8 +191,8 @@ class NetworkRuns:
             self._pass(profile(), progress)
 
     def told(self, profile: Profile, left_s: Callable[[], float], progress: Progress) -> Profile:
-        """The profile, and with it the passes over those networks of whose kernels it has all rows: nothing is learnt
-        from others. They are told at the speed that the machine had when the rows were timed. What passes are missing
+        """The profile, and with it the passes over those networks of which it has all `kernels`: nothing is learnt from
+        others. They are told at the speed that the machine had when the rows were timed. What passes are missing
         comes first, but of those beyond the least only what `left_s`, the seconds left of the budget, has room for."""
         known = {(row.operator, row.precision) for row in profile.rows}
         count = len(self._networks)
@@ -204,7 +230,7 @@ class NetworkRuns:
         self._done += 1
 
     def _kernels(self, network: WholeNetwork) -> list[Request]:
-        return [(op, precision.usual_on(self._form)) for op, precision in network.layers]
+        return [(op, precision.usual_on(self._form)) for op, precision in large_kernels(network.layers)]
 
     def _time_subnormal(self, profile: Profile) -> float:
         lanes = hardware_of(profile.machine, self._form).lanes

@@ -170,12 +170,17 @@ def test_weights_are_a_copys_own_in_content_and_all_else_is_as_it_was(op: Operat
                 np.testing.assert_array_equal(value, original)
 
 
-def test_heavy_weights_are_not_in_the_model() -> None:
+def test_heavy_weights_and_inputs_are_not_in_the_model() -> None:
     for op, precision in ((LARGE, FLOAT), (LARGE, INT8)):
         kernel = kernel_of(op, precision)
         made = Copies(kernel)
-        heavy_bytes = sum(weights.nbytes for weights in made.weights.values())
-        assert len(made.weights) == COUNT and heavy_bytes >= COUNT * op.weights
+        given = {value.name for value in made.graph.input}
+        heavy_bytes = sum(array.nbytes for name, array in made.weights.items() if name not in given)
+        assert len(made.weights.keys() - given) == COUNT and heavy_bytes >= COUNT * op.weights
+        (flowing,) = kernel.inputs.values()
+        inputs = [made.weights[name] for name in made.weights.keys() & given]
+        assert len(inputs) == (3 if precision == FLOAT else 0), flowing.nbytes  # the narrow one has 2,304 bytes
+        assert all(np.array_equal(array, flowing) for array in inputs)
         assert sum(len(one.raw_data) for one in made.graph.initializer if one.name in made.weights) == 0
     assert not Copies(kernel_of(Elementwise("relu", (1, 8)), FLOAT)).weights
 
