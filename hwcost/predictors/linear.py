@@ -179,7 +179,8 @@ class TiledPredictor(Predictor):
     """A sum over what the kernels loop over (`hwcost.tiling`), each algorithm with seconds per count of its own.
 
     `coefficients` [2 + ways, 1 + terms]: the first row is fitted on all rows and serves a way without any; the others
-    (no way told, then `WAYS`) are drawn towards it, the more so the fewer their rows.
+    (no way told, then `WAYS`) are drawn towards it, the more so the fewer their rows: as many times as long in all as
+    their rows take, for one way may take twenty times as long as another for the same counts.
     Large errors weigh less (iterated weights). Where few rows leave a count's cost open, a sum can go astray on an
     operator that has much of it; so it stays as near to the roofline of the same rows (`guard`) as it did on those of
     the same way, give or take a factor of four: `limits` [2 + ways, 2] are natural logarithms of what it may be beyond.
@@ -207,7 +208,9 @@ class TiledPredictor(Predictor):
         coefficients = np.tile(pooled, (2 + len(WAYS), 1))
         present = np.unique(way)
         for index in present if len(present) > 1 else []:
-            coefficients[1 + index] = _robust(relative[way == index], pooled, far, _SHRINKAGE, _ALIKE)
+            rows = relative[way == index]
+            longer = 1 / np.maximum(np.median(rows @ pooled), 1e-9)
+            coefficients[1 + index] = _robust(rows, longer * pooled, far, _SHRINKAGE, _ALIKE)
         guard = RooflinePredictor.fit(features, latency_s, generator)
         free = cls(coefficients, guard, np.tile([-np.inf, np.inf], (2 + len(WAYS), 1)))
         beyond = free.log_latency(features) - guard.log_latency(features)

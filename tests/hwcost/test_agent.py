@@ -2,9 +2,11 @@
 
 import ast
 import io
+import itertools
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +133,46 @@ def test_a_frame_that_ends_early_is_an_error() -> None:
         with pytest.raises(ValueError):
             agent.read_line(io.BytesIO(line))
     assert agent.read_line(io.BytesIO()) is None
+
+
+class Session:
+    """A session of which every run takes a time, the first of some in a row longer, and is written down."""
+
+    def __init__(self, runs: list["Session"], path: Path, seconds: float = 0.0) -> None:
+        self.runs, self.path, self.seconds = runs, path, seconds
+
+    def get_inputs(self) -> list[object]:
+        return []
+
+    def run(self, names: None, feeds: dict[str, object]) -> None:
+        self.runs.append(self)
+        time.sleep(self.seconds)
+
+    def end_profiling(self) -> str:
+        cold = [place == 0 or self.runs[place - 1] is not self for place, one in enumerate(self.runs) if one is self]
+        events: list[dict[str, object]] = []
+        for is_cold in cold:
+            events.append({"cat": "Node", "name": "conv_kernel_time", "dur": 500 if is_cold else 99})
+            events.append({"cat": "Session", "name": "model_run", "dur": 1000})
+        self.path.write_text(json.dumps(events))
+        return str(self.path)
+
+
+@pytest.mark.parametrize(("most_runs", "expected"), [(1, 1), (5, 5), (1000, 8)])
+def test_a_node_is_timed_in_runs_that_follow_runs_of_the_same_session(
+    tmp_path: Path, most_runs: int, expected: int
+) -> None:
+    runs: list[Session] = []
+    running, telling = Session(runs, tmp_path / "none"), Session(runs, tmp_path / "events.json")
+    _, nodes_s = agent.node_times(running, telling, {}, 0.02, most_runs)
+    rows = [len(list(group)) for _, group in itertools.groupby(runs[2:], key=id)]
+    assert set(rows) == {expected} and rows[0::2] == rows[1::2] and runs[2] is running
+    assert sum(rows[1::2]) <= most_runs
+    assert nodes_s["conv"] == pytest.approx(99.5e-6 if expected > 1 else 500.5e-6)
+
+
+def test_long_runs_are_few_whatever_would_be_enough(tmp_path: Path) -> None:
+    runs: list[Session] = []
+    both = [Session(runs, tmp_path / f"{name}.json", 0.02) for name in ("none", "events")]
+    agent.node_times(*both, {}, 0.03, 1000)
+    assert [one is both[0] for one in runs] == [True, False] * 2

@@ -1,5 +1,6 @@
 """Whole networks of a profile: at which speed they are told, and which are."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import ClassVar
 import pytest
 
 from hwcost.measure import profile_machine
-from hwcost.ops import FLOAT, Elementwise
+from hwcost.ops import FLOAT, INT8, Conv, Elementwise
 from hwcost.profiles import Profile
 from hwcost.runtime import Here
-from hwcost.whole import NetworkRuns
+from hwcost.whole import NetworkRuns, large_kernels, whole_networks
 
 LATENCY_S = 2e-4
 
@@ -101,13 +102,33 @@ def test_every_pass_is_run_in_a_process_of_its_own(profile: Profile, tmp_path: P
     assert len(Counted.renewed) == len(first.samples_s)
 
 
-def test_a_network_without_all_of_its_rows_is_left_out(profile: Profile, tmp_path: Path) -> None:
+def test_a_network_without_the_rows_of_its_large_kernels_is_left_out(profile: Profile, tmp_path: Path) -> None:
     runs = _runs(tmp_path, 1e-3)
     int8 = {kernel for kernel in runs.kernels() if kernel[1] != FLOAT}
     rows = [row for row in profile.rows if (row.operator, row.precision) not in int8]
     found = runs.told(profile.changed(rows=tuple(rows)), lambda: 1e9, _told)
     assert [network.name for network in found.networks] == ["network 3/0 float"]
     assert found.notes[-1] == "1 whole networks were left out, not all of their kernels were timed"
+
+
+def test_a_profile_holds_all_kernels_of_a_network_and_rows_of_the_large_ones(profile: Profile, tmp_path: Path) -> None:
+    names = {network.name: network for network in _runs(tmp_path, 1e-3).told(profile, lambda: 1e9, _told).networks}
+    for network in whole_networks(tmp_path / "again", 1, 3, Here()):
+        parts = {(part.operator, part.precision): part.count for part in names[network.name].parts}
+        assert parts == Counter(network.layers)
+        large = {(op, precision.usual_on("u8s8")) for op, precision in large_kernels(network.layers)}
+        assert large <= {row.layer for row in profile.rows} and len(large) < len(parts)
+
+
+def test_large_kernels_are_the_fewest_that_do_nine_tenths_of_the_work() -> None:
+    small, large = Elementwise("relu", (1, 8, 8, 8)), Conv.square(64, 64, 28, 3)
+    assert large_kernels([(small, FLOAT), (large, FLOAT), (small, FLOAT)]) == [(large, FLOAT)]
+    assert large_kernels([(small, INT8), (large, INT8), (small, INT8)]) == [(large, INT8)]
+    assert large_kernels([(small, FLOAT)]) == [(small, FLOAT)]
+    many = [(small, FLOAT)] * 4000 + [(large, FLOAT)]  # which take as long as the large one, or longer
+    assert set(large_kernels(many)) == {(small, FLOAT), (large, FLOAT)}
+    alike = [(Elementwise("relu", (1, 512 + one)), FLOAT) for one in range(100)]
+    assert large_kernels(alike) == alike[-len(large_kernels(alike)) :] and 85 <= len(large_kernels(alike)) <= 91
 
 
 def test_a_profile_without_networks_knows_nothing_of_weights() -> None:
