@@ -386,8 +386,8 @@ def profile_machine(
     `sampled` stand for those of other networks, and are measured on the kernels too that a runtime chooses for these;
     `widen` adds more of them while the budget lasts. `exact` is measured just so. So many random `networks` are run
     whole, before, among and after, and their large kernels measured. All that is timed runs in `runtime`, by default in
-    this process; `say` tells what is waited for. Raises like `measure_operators`, and `UnsupportedPrecisionError` where no
-    operator has any of `precisions`.
+    this process; `say` tells what is waited for. Raises like `measure_operators`, and `UnsupportedPrecisionError` where
+    no operator has any of `precisions`.
     """
 
     def wanted(precision: Precision) -> bool:
