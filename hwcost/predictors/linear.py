@@ -168,6 +168,8 @@ _FAR = np.array([False, *(name.startswith("log_spilled") for name in _TERMS)])
 """Bytes that come from another cache, or from memory: each is expected to cost no more than a byte costs otherwise, as
 much again as that being worth an error of `_ALIKE` in a row. Where hardly a row has such bytes, what that is off would
 become their cost, and what has ten times as many would take ten times as long as it does."""
+_UNLIKE = 0.2
+"""By how much costs like those of all rows may miss most of a way's."""
 _LEAST_SHARE = 1e-3
 """A cost that makes up less than this of the rows is as open as one that does, or nothing could be solved for."""
 _LEAST_S = 1e-7
@@ -179,8 +181,8 @@ class TiledPredictor(Predictor):
     """A sum over what the kernels loop over (`hwcost.tiling`), each algorithm with seconds per count of its own.
 
     `coefficients` [2 + ways, 1 + terms]: the first row is fitted on all rows and serves a way without any; the others
-    (no way told, then `WAYS`) are drawn towards it, the more so the fewer their rows: as many times as long in all as
-    their rows take, for one way may take twenty times as long as another for the same counts.
+    (no way told, then `WAYS`) are drawn towards it, the more so the fewer their rows, unless their rows say otherwise:
+    one way may take thirty times as long as another for the same counts.
     Large errors weigh less (iterated weights). Where few rows leave a count's cost open, a sum can go astray on an
     operator that has much of it; so it stays as near to the roofline of the same rows (`guard`) as it did on those of
     the same way, give or take a factor of four: `limits` [2 + ways, 2] are natural logarithms of what it may be beyond.
@@ -208,9 +210,7 @@ class TiledPredictor(Predictor):
         coefficients = np.tile(pooled, (2 + len(WAYS), 1))
         present = np.unique(way)
         for index in present if len(present) > 1 else []:
-            rows = relative[way == index]
-            longer = 1 / np.maximum(np.median(rows @ pooled), 1e-9)
-            coefficients[1 + index] = _robust(rows, longer * pooled, far, _SHRINKAGE, _ALIKE)
+            coefficients[1 + index] = _of_way(relative[way == index], pooled, far)
         guard = RooflinePredictor.fit(features, latency_s, generator)
         free = cls(coefficients, guard, np.tile([-np.inf, np.inf], (2 + len(WAYS), 1)))
         beyond = free.log_latency(features) - guard.log_latency(features)
@@ -241,6 +241,16 @@ class TiledPredictor(Predictor):
         coefficients = take(state, "coefficients", 2 + len(WAYS), 1 + len(_TERMS))
         guard = RooflinePredictor.from_state(unprefixed("guard", state))
         return cls(coefficients, guard, take(state, "limits", 2 + len(WAYS), 2))
+
+
+def _of_way(relative: Values, pooled: Values, far: Values) -> Values:
+    """Coefficients for the rows of one way: drawn towards `pooled` ones, as many times as long as its rows take; by
+    themselves where most of them remain unexplained by that, and are not then."""
+    longer = 1 / max(float(np.median(relative @ pooled)), 1e-9)
+    drawn = _robust(relative, longer * pooled, far, _SHRINKAGE, _ALIKE)
+    alone = _robust(relative, np.zeros_like(pooled), far, _POOLED_RIDGE)
+    drawn_error, alone_error = (float(np.median(np.abs(relative @ one - 1))) for one in (drawn, alone))
+    return alone if drawn_error > _UNLIKE and alone_error < drawn_error / 2 else drawn
 
 
 def _robust(relative: Values, towards: Values, far: Values, shrinkage: float, alike: float = 0.0) -> Values:

@@ -13,7 +13,7 @@ import hwcost.predictors
 from hwcost.errors import FitError, UnknownPredictorError
 from hwcost.features import column, feature_matrix
 from hwcost.hardware import Hardware
-from hwcost.ops import FLOAT, INT8, PLAIN, Conv
+from hwcost.ops import FLOAT, INT8, PLAIN, Boundary, Conv
 from hwcost.predictors import load_predictor, predictor_names
 from hwcost.predictors.base import Calibration, Predictor
 from hwcost.predictors.boosted import BoostedPredictor
@@ -328,3 +328,21 @@ def test_what_one_large_row_is_off_does_not_become_the_cost_of_a_byte_from_memor
     )
     (said,) = np.exp(fitted.log_latency(feature_matrix([(unseen, PLAIN)], hardware)))
     assert 0.7 < said / (1e-10 * unseen.macs) < 1.8  # 5 by a sum that is free to
+
+
+@pytest.mark.parametrize("times", [0.2, 1.0, 30.0])
+def test_a_way_of_few_rows_keeps_its_own_level_however_far_that_is_from_others(times: float) -> None:
+    """Transposes that take 0.1 ns an element, and some that go by indices, which take so many times as long."""
+
+    def indexed(side: int, channels: int) -> Boundary:
+        return Boundary("transpose", (1, side, side, 2, channels), (0, 4, 3, 1, 2))
+
+    shapes = [(channels, side, side) for channels in (24, 88, 160) for side in (7, 14, 28, 56)]
+    plain = [Boundary("transpose", (1, *shape), (0, 2, 3, 1)) for shape in shapes]
+    plain += [Boundary("transpose", (1, *shape[1:], shape[0]), (0, 3, 1, 2)) for shape in shapes]
+    few = [indexed(*sizes) for sizes in ((3, 226), (32, 12), (64, 8), (56, 40), (64, 68), (417, 8))]
+    rows, unseen = [*plain, *few], [indexed(*sizes) for sizes in ((24, 80), (12, 160), (16, 64), (100, 20))]
+    latency_s = np.array([1e-10 * op.output_elements * (times if op in few else 1.0) for op in rows])
+    fitted = TiledPredictor.fit(feature_matrix([(op, INT8) for op in rows]), latency_s, np.random.default_rng(0))
+    said = np.exp(fitted.log_latency(feature_matrix([(op, INT8) for op in unseen])))
+    np.testing.assert_allclose(said, [times * 1e-10 * op.output_elements for op in unseen], rtol=0.3)
