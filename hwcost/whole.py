@@ -106,7 +106,7 @@ def _read(name: str, path: Path, runtime: Runtime, left_out: Callable[[str], Non
 
 
 def large_kernels(layers: Sequence[Request]) -> list[Request]:
-    """The fewest of a network's kernels that do so much of its work, each once."""
+    """The fewest of a network's kernels that do nine tenths of its work, each once."""
     counts = Counter(layers)
     work_s = {(op, precision): count * _rough_s(op, precision) for (op, precision), count in counts.items()}
     large, left_s = set[Request](), _TIMED * sum(work_s.values())
