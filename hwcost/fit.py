@@ -200,7 +200,7 @@ def fit_profile(
                 unseen_s[row.layer] = row.latency_s * math.exp(error)
             if progress is not None:
                 progress(len(families), len(groups), f"{name} {precision}")
-    fit = Fit(profile.device, profile.digest, seed, folds, tuple(families), None)
+    fit = Fit(profile.device, profile.digest, seed, folds, tuple(families))
     return replace(fit, composition=learnt(profile, unseen_s, _without_rows(profile, fit)))
 
 

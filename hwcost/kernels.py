@@ -152,6 +152,14 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
     flowing: dict[str, Array] = {}
     weights: dict[str, Weights] = {}
     values = [{name: numpy_helper.to_array(tensor) for name, tensor in one.constants.items()} for one in kernels]
+
+    def hand_over(name: str, one: Weights) -> None:
+        if one.base.nbytes >= _WEIGHT_BYTES:
+            weights[name] = one
+            constants.append(_elsewhere(name, one.base))
+        else:
+            constants.append(numpy_helper.from_array(one.value, name))
+
     before = ""
     held: list[list[str]] = [[] for _ in kernels]
     for round_, place in itertools.product(range(count), range(len(kernels))):
@@ -165,11 +173,8 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
         for name, value in values[place].items():
             scalar = value.shape in ((), (1,))
             names[name] = f"{name}/{place}" if scalar else f"{name}/{place}/{round_}"
-            if value.nbytes >= _WEIGHT_BYTES:
-                weights[names[name]] = Weights(value, round_)
-                constants.append(_elsewhere(names[name], value))
-            elif round_ == 0 or not scalar:
-                constants.append(numpy_helper.from_array(Weights(value, round_).value, names[name]))
+            if round_ == 0 or not scalar:
+                hand_over(names[name], Weights(value, round_))
         for position, node in enumerate(kernel.nodes):
             names.update({name: f"{name}/{place}/{round_}" for name in node.output if name})
             copy = onnx.NodeProto()
@@ -185,19 +190,14 @@ def copies(kernels: Sequence[Kernel], count: int) -> tuple[bytes, dict[str, Arra
             if len(held[place]) >= TURNS:
                 nodes.append(helper.make_node("Shape", [held[place].pop(0)], [f"held/{place}/{round_}"]))
     used = {name for node in nodes for name in node.input}
+    flowing = {name: array for name, array in flowing.items() if name in used}  # what works in place flows in once
     # Initial values that could be fed: for the runtime they are no constants, and a call need not hand them over.
     for name, array in flowing.items():
-        if name not in used:  # what works in place flows in once
-            continue
-        if array.nbytes >= _WEIGHT_BYTES:
-            weights[name] = Weights(array)
-            constants.append(_elsewhere(name, array))
-        else:
-            constants.append(numpy_helper.from_array(array, name))
+        hand_over(name, Weights(array))
     graph = helper.make_graph(
         nodes,
         "copies",
-        [typed(name, array) for name, array in {**feeds, **flowing}.items() if name in used],
+        [typed(name, array) for name, array in {**feeds, **flowing}.items()],
         [helper.make_tensor_value_info("tock", TensorProto.FLOAT, [1])],
         constants,
     )

@@ -248,9 +248,15 @@ def _of_way(relative: Values, pooled: Values, far: Values) -> Values:
     themselves where most of them remain unexplained by that, and are not then."""
     longer = 1 / max(float(np.median(relative @ pooled)), 1e-9)
     drawn = _robust(relative, longer * pooled, far, _SHRINKAGE, _ALIKE)
+    if (drawn_error := _usual_error(relative, drawn)) <= _UNLIKE:
+        return drawn
     alone = _robust(relative, np.zeros_like(pooled), far, _POOLED_RIDGE)
-    drawn_error, alone_error = (float(np.median(np.abs(relative @ one - 1))) for one in (drawn, alone))
-    return alone if drawn_error > _UNLIKE and alone_error < drawn_error / 2 else drawn
+    return alone if _usual_error(relative, alone) < drawn_error / 2 else drawn
+
+
+def _usual_error(relative: Values, coefficients: Values) -> float:
+    """How far the sums are off their rows, as a share, in the median."""
+    return float(np.median(np.abs(relative @ coefficients - 1)))
 
 
 def _robust(relative: Values, towards: Values, far: Values, shrinkage: float, alike: float = 0.0) -> Values:
