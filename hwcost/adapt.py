@@ -86,7 +86,7 @@ def measure_samples(
         budget_s=budget_s,
         progress=progress,
         skip_unsupported=True,
-        take=timings.take,
+        take=timings.take_all,
         clock=clock,
     )
     return Samples(

@@ -31,7 +31,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -54,8 +54,8 @@ Limit = Callable[[Callable[[], Any], Callable[[], None]], Any]
 Answer = tuple[Any, Sequence[bytes]]
 
 FORMAT: Final = "hwcost-agent"
-# 1: first version.
-VERSION: Final = 1
+# 1: first version. 2: models that are held to be timed with the next.
+VERSION: Final = 2
 HEADER_BYTES: Final = 2**24
 """The longest line of a frame."""
 FRAME_BYTES: Final = 2**31
@@ -68,11 +68,12 @@ _LEAST_KEPT_BYTES: Final = 1024
 _MOST_IDLE_S: Final = 3600
 """After so long without a request the other end is taken to be gone: a dead link says nothing."""
 _LEAST_RUNS: Final = 3
-_PIECES: Final = 5
-"""Into so many pieces a timing is cut by asking for the machine's pace."""
-_PATIENCE: Final = 10
+_PIECES, _PIECE_S = 5, 2e-3
+"""Into so many pieces a timing is cut by asking for the machine's pace, more where they would be longer than this."""
+_PATIENCE: Final = 2e4
 _MOST_PATIENCE_S: Final = 1.0
-"""How long an undisturbed timing is waited for: so many times what it takes, and no longer than this."""
+"""How long an undisturbed timing is waited for: so many times the square of the seconds that it takes, since a longer
+one is wanted better, and no longer than this."""
 _IN_VAIN_S: Final = 3.0
 """After so long without an undisturbed run the machine is taken to be slower than it was."""
 _UNDISTURBED: Final = 1.1
@@ -89,6 +90,8 @@ _KERNEL: Final = "_kernel_time"
 _CLOCK_S: Final = 1e-6
 """What the runtime's own profile counts in; it rounds down."""
 _SIGNALLED: Final = 128
+_RUNS_ON: Final = 36
+"""Place in `/proc/thread-self/stat`, after the name in parentheses, of the core that a thread runs on."""
 _SYSTEM_TEXTS: Final = (
     "/proc/cpuinfo",
     "/proc/device-tree/model",
@@ -187,30 +190,80 @@ def _arithmetic() -> object:
     return pow(_BASE, _EXPONENT, _MODULUS)
 
 
+@lru_cache(None)
+def _node_of(core: int) -> str:
+    """The memory that is a core's own, by its name; empty where the system knows of one only."""
+    return next((path.name for path in Path(f"/sys/devices/system/cpu/cpu{core}").glob("node[0-9]*")), "")
+
+
+class Cores:
+    """The cores of which a thread may use any, and which have the memory of the one that it runs on: it is moved from
+    one to the next. A context manager, at whose end it may use all again."""
+
+    def __enter__(self) -> Cores:
+        self._all = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        told = _text("/proc/thread-self/stat").rpartition(")")[2].split()[_RUNS_ON:]
+        nodes = {core: _node_of(core) for core in sorted(self._all)}
+        here = int(told[0]) if told else next(iter(nodes), 0)
+        self._order = [core for core, node in nodes.items() if node == nodes.get(here, node)]
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stay_on(self._all)
+
+    def __len__(self) -> int:
+        return max(len(self._order), 1)
+
+    def next(self) -> None:
+        """To the core that it was on longest ago."""
+        if len(self._order) > 1:
+            self._order.append(self._order.pop(0))
+            self._stay_on({self._order[0]})
+
+    def _stay_on(self, cores: set[int]) -> None:
+        with suppress(OSError):  # somebody has taken them away meanwhile
+            if cores:
+                os.sched_setaffinity(0, cores)
+
+
 class Stopwatch:
     """The shortest of repeated calls, in seconds, while nobody else slows the machine: a `Timer`.
 
     Who shares a core, a neighbour on its other thread or another guest, takes a third to a half of its pace, for a
     millisecond or for half a second. So a short piece of arithmetic is timed between calls: where it takes about as
-    long as ever before and after some, these were undisturbed. One call to warm up, then as many as fit in the
-    seconds, three at least, and more until those of half of the seconds were undisturbed; within some patience, since
-    others may never rest. A machine that has become slower for good is taken as it is.
+    long as ever before and after some, these were undisturbed. Where it does not, the next ones run on another core,
+    whose neighbours are others. One call to warm up, then as many as fit in the seconds, three at least, and more as
+    soon as a core is undisturbed until those of half of the seconds were; within some patience, since others may never
+    rest. A machine that has become slower for good is taken as it is.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.perf_counter, arithmetic: Callable[[], object] = _arithmetic
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        arithmetic: Callable[[], object] = _arithmetic,
+        cores: Callable[[], Cores] = Cores,
     ) -> None:
-        self._clock, self._arithmetic = clock, arithmetic
+        self._clock, self._arithmetic, self._cores = clock, arithmetic, cores
         self._fastest_s, self._in_vain_s = math.inf, 0.0
 
     def __call__(self, run: Callable[[], object], seconds: float) -> float:
+        with self._cores() as cores:
+            return self._shortest(run, seconds, cores)
+
+    def _shortest(self, run: Callable[[], object], seconds: float, cores: Cores) -> float:
         if self._fastest_s == math.inf:
             self._fastest_s = self._pace_s(_ACQUAINTED)
         run()
         paces_s = [self._pace_s()]
         best, runs, calm_s, began = math.inf, 0, 0.0, self._clock()
-        now, give_up = began, began + max(seconds, min(_PATIENCE * seconds, _MOST_PATIENCE_S))
-        while runs < _LEAST_RUNS or now < began + seconds or (calm_s < seconds / 2 and now < give_up):
+        piece_s = min(seconds / _PIECES, _PIECE_S)
+        now, give_up = began, began + max(seconds, min(_PATIENCE * seconds**2, _MOST_PATIENCE_S))
+        while (hurried := runs < _LEAST_RUNS or now < began + seconds) or (calm_s < seconds / 2 and now < give_up):
+            looked = 0
+            while self._disturbed(paces_s[-1]) and (looked < len(cores) if hurried else now < give_up):
+                cores.next()
+                paces_s.append(self._pace_s())
+                looked, now = looked + 1, self._clock()
             piece = now
             while True:
                 start = self._clock()
@@ -218,10 +271,10 @@ class Stopwatch:
                 now = self._clock()
                 best = min(best, now - start)
                 runs += 1
-                if now - piece >= seconds / _PIECES:
+                if now - piece >= piece_s:
                     break
             paces_s.append(self._pace_s())
-            if max(paces_s[-2:]) <= self._fastest_s * _UNDISTURBED:
+            if not any(map(self._disturbed, paces_s[-2:])):
                 calm_s += now - piece
             now = self._clock()
         self._fastest_s = min(self._fastest_s, *paces_s)
@@ -229,6 +282,9 @@ class Stopwatch:
         if self._in_vain_s > _IN_VAIN_S:
             self._fastest_s, self._in_vain_s = min(paces_s), 0.0
         return best
+
+    def _disturbed(self, pace_s: float) -> bool:
+        return pace_s > self._fastest_s * _UNDISTURBED
 
     def _pace_s(self, times: int = 3) -> float:
         """Seconds of the shortest piece of arithmetic."""
@@ -462,6 +518,8 @@ class Agent:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._held = ExitStack()
+        self._waiting: list[tuple[Any, dict[str, Array]]] = []
 
     def do_facts(self, request: Request) -> Answer:
         return system_facts(), ()
@@ -516,9 +574,26 @@ class Agent:
         with self.running(request) as running:
             return shapes_of(running, request.feeds), ()
 
+    def do_hold(self, request: Request) -> Answer:
+        """Load a model, to be timed with the next `shortest`; where that fails, none is held."""
+        with ExitStack() as undo:
+            undo.callback(self._let_go)
+            self._waiting.append((self._held.enter_context(self.running(request)), request.feeds))
+            undo.pop_all()
+        return {}, ()
+
+    def _let_go(self) -> None:
+        self._waiting.clear()
+        self._held.close()
+
     def do_shortest(self, request: Request) -> Answer:
-        with self.running(request) as running:
-            return shortest_run(running, request.feeds, request.head["seconds"], self.timer), ()
+        """Of all models that are held, and of this one."""
+        self.do_hold(request)
+        seconds = request.head["seconds"]
+        try:
+            return [shortest_run(running, feeds, seconds, self.timer) for running, feeds in self._waiting], ()
+        finally:
+            self._let_go()
 
     def do_nodes(self, request: Request) -> Answer:
         head = request.head

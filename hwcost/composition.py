@@ -20,7 +20,7 @@ predictions of the measured networks right, by the median of their passes: a net
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import median, median_low
 from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -369,11 +369,12 @@ def compose(
     seconds, of every pass, each a version of one of `architectures`. A call costs `overhead_s`, the shortest kernel of
     the profile `shortest_s`.
 
-    All follows from the measured sums and the median of the passes. A half-width is the conformal quantile of errors of
-    architectures left out, the worst of each one's versions: these are off alike.
+    All follows from the measured sums and the median of the passes, of two the shorter one: what others add comes and
+    goes. A half-width is the conformal quantile of errors of architectures left out, the worst of each one's versions:
+    these are off alike.
     """
     _, of = np.unique(np.array(architectures), return_inverse=True)
-    whole = np.array([median(passes) for passes in samples_s])
+    whole = np.array([median_low(passes) for passes in samples_s])
     rest = [
         [*one.waits_s, one.lengthened_s, one.kernels_wait_s, *one.from_memory, shortest_s * one.kernels]
         for one in networks

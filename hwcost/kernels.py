@@ -25,12 +25,12 @@ from hwcost.graph import IR_VERSION, Array, Candidate, candidates, typed
 from hwcost.hardware import TURNS, row_copies
 from hwcost.ops import Boundary, Conv, Operator, Precision, key
 from hwcost.profiles import Int8Form
-from hwcost.runtime import Given, RefusedError, Runtime, Weights
+from hwcost.runtime import Given, Job, RefusedError, Runtime, Weights
 
 _LAYOUT_OPS: Final = ("Transpose", "ReorderInput", "ReorderOutput")
 _WEIGHT_BYTES: Final = 4096
 """Constants from this size on are handed over beside a model."""
-_PROBE_S: Final = 0.001
+_PROBE_S: Final = 0.0005
 _CHOICE_S: Final = 0.003
 HELD_ELEMENTS: Final = 2048
 """Outputs of at least this size are kept alive for two rounds, each by a node of its own."""
@@ -63,9 +63,9 @@ class Kernel:
         return sum(numpy_helper.to_array(tensor).nbytes for tensor in self.constants.values())
 
     @property
-    def size_bytes(self) -> int:
-        """Of one copy, with what flows in."""
-        return self.constant_bytes + sum(array.nbytes for array in self.inputs.values())
+    def input_bytes(self) -> int:
+        """Bytes of what flows into one copy."""
+        return sum(array.nbytes for array in self.inputs.values())
 
     @property
     def realisation(self) -> str:
@@ -221,10 +221,15 @@ def held_outputs(op: Operator, count: int) -> int:
     return max(count - TURNS + 1, 0) if op.output_elements >= HELD_ELEMENTS and not in_place else 0
 
 
+def rounds(kernels: Sequence[Kernel], count: int, threads: int) -> Job:
+    """What the runtime runs for `count` rounds of these kernels."""
+    model, feeds, weights = copies(kernels, count)
+    return Given(model, threads, "none", weights=weights), feeds
+
+
 def run_time(kernels: Sequence[Kernel], count: int, runtime: Runtime, threads: int, seconds: float) -> float:
     """Seconds of one run of `count` rounds of these kernels, in a session of its own."""
-    model, feeds, weights = copies(kernels, count)
-    return runtime.shortest_s(Given(model, threads, "none", weights=weights), feeds, seconds)
+    return runtime.shortest_s(*rounds(kernels, count, threads), seconds)
 
 
 def copies_for(kernel: Kernel, overhead_s: float, runtime: Runtime, threads: int) -> int:

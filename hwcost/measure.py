@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from hwcost.adaptive import AdaptiveSample
-from hwcost.basis import AGREEMENT, BASIS, FEW, MANY, TOGETHER, Basis, Point, settled
+from hwcost.basis import AGREEMENT, BASIS, FEW, MANY, REFERENCES, TOGETHER, Basis, Point, settled
 from hwcost.errors import MeasurementError, UnsupportedPrecisionError
 from hwcost.features import hardware_of
 from hwcost.graph import supported_precisions
@@ -43,6 +43,8 @@ _CHOICE_SHARE: Final = 0.08
 _LEAST_ROUND_S: Final = 0.5
 _ROWS_PER_OPERATOR: Final = 2.0
 """Of a sample, until it is known."""
+_OFTEN: Final = 4
+"""So many stages at first, and one in so many later, time what every row leans on; all of them the references."""
 _APART_S: Final = 12.0
 """Seconds between two timings of one row, where there is time."""
 _WAIT_SHARE: Final = 0.1
@@ -140,7 +142,7 @@ def measure_operators(
             passes,
             budget_s,
             skip_unsupported,
-            take or Timings().take,
+            take or Timings().take_all,
             clock or RealClock(),
         )
         if progress is not None:
@@ -252,20 +254,21 @@ class _Run:
         """What is not yet timed in this stage of the rows and of what they lean on: the overhead first, since it
         decides how many copies of the others are made; then all that is taken from each other, which a changing clock
         must not part; and last what was timed a short while ago."""
-        points, now_s = [*BASIS, *rows], self.spent_s
+        often = self.stage < _OFTEN or self.stage % _OFTEN == 0
+        points, now_s = [*(BASIS if often else REFERENCES), *rows], self.spent_s
         order = np.random.default_rng([self.seed, self.stage]).permutation(len(points))
         recent = {point for point in rows if now_s - self._last_s(point) < _APART_S}
         queue = sorted(
             (points[index] for index in order),
             key=lambda one: (one not in (FEW, MANY), one not in TOGETHER, one in recent),
         )
-        for place, point in enumerate(queue):
-            if self.left_s <= 0 and not whatever_it_takes:
-                return
-            self._report(place, len(queue), f"{what}: {point.requests[0][0].kind}")
-            while self._timings(point) < point.repeats and not self._refused(point):
-                self._time(point)
-                if point in (FEW, MANY):
+        for some in ([point for point in queue if point in (FEW, MANY)], queue):
+            while lacking := [point for point in some for _ in range(self._lacks(point))]:
+                for place, point in enumerate(self._timed(lacking)):
+                    self._report(place, len(lacking), f"{what}: {point.requests[0][0].kind}")
+                    if self.left_s <= 0 and not whatever_it_takes:
+                        return
+                if FEW in lacking:
                     self._settle()
         began_s = self.clock.now()
         self.between(1.0 if self.budget_s is None else self.spent_s / self.budget_s, self.summary)
@@ -277,9 +280,13 @@ class _Run:
         else:
             self.progress(int(min(self.spent_s, self.budget_s)), math.ceil(self.budget_s), what)
 
-    def _timings(self, point: Point) -> int:
-        """How many there are of this stage."""
-        return sum(timing.stage == self.stage for timing in self.book.of(point.name))
+    def _lacks(self, point: Point) -> int:
+        """How many timings of this stage come next: the first of all says how many copies the others have."""
+        found = self.book.of(point.name)
+        if not found:
+            return point.repeats if point.copies else 1
+        refused = any(timing.refused for timing in found)
+        return 0 if refused else max(point.repeats - sum(timing.stage == self.stage for timing in found), 0)
 
     def _last_s(self, point: Point) -> float:
         return max((timing.at_s for timing in self.book.of(point.name)), default=-math.inf)
@@ -287,11 +294,19 @@ class _Run:
     def _refused(self, point: Point) -> bool:
         return any(timing.refused for timing in self.book.of(point.name))
 
-    def _time(self, point: Point) -> None:
-        """One more timing of a point, with the kernel and the number of copies of its first one."""
+    def _timed(self, points: Sequence[Point]) -> Iterator[Point]:
+        """Time each of some points once more, and say which."""
+        for point, timing in zip(points, self.take([self._task(point) for point in points]), strict=True):
+            if timing.refused and (point.role != "row" or not self.skip_unsupported):
+                raise MeasurementError(timing.refused)
+            self.book.add(timing.model_copy(update={"at_s": self.spent_s}))
+            yield point
+
+    def _task(self, point: Point) -> Task:
+        """A timing of a point, with the kernel and the number of copies of its first one."""
         first = next(iter(self.book.of(point.name)), None)
         copies = first.copies if first else point.copies
-        task = Task(
+        return Task(
             point=point.name,
             stage=self.stage,
             requests=point.requests,
@@ -302,10 +317,6 @@ class _Run:
             realisation=first.realisation if first and len(point.requests) == 1 else "",
             overhead_s=0.0 if copies else self.basis.overhead_s,
         )
-        timing = self.take(task).model_copy(update={"at_s": self.spent_s})
-        if timing.refused and (point.role != "row" or not self.skip_unsupported):
-            raise MeasurementError(timing.refused)
-        self.book.add(timing)
 
     def _settle(self) -> None:
         """Time the overhead's two points again while they contradict each other: a burst of noise lasts seconds."""
@@ -313,8 +324,7 @@ class _Run:
             if not self.basis.contradictory:
                 return
             self.clock.sleep(_BURST_PAUSE_S)
-            self._time(FEW)
-            self._time(MANY)
+            list(self._timed([FEW, MANY]))
 
     def summary(self) -> Measurements:
         basis, points = self.basis, list(self.rows.values())
@@ -444,7 +454,7 @@ def profile_machine(
             journal=journal,
             progress=progress,
             skip_unsupported=skip_unsupported,
-            take=timings.take,
+            take=timings.take_all,
             between=lambda share, found: runs.among(share, lambda: profile_of(found()), told),
             clock=clock,
         )

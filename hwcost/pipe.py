@@ -26,7 +26,7 @@ from hwcost import agent
 from hwcost.agent import FRAME_BYTES, HEADER_BYTES, VERSION, Store, digest_of
 from hwcost.errors import MeasurementError
 from hwcost.machine import Facts
-from hwcost.runtime import Array, EndedError, Given, RefusedError, UnusableError
+from hwcost.runtime import Array, EndedError, Given, Job, RefusedError, UnusableError
 
 LOCAL: Final = (sys.executable, "-P", str(agent.__file__))
 """An agent of this Python, on this machine."""
@@ -49,7 +49,7 @@ class Ready(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-agent"]
-    version: Literal[1]
+    version: Literal[2]
     python: str
 
 
@@ -95,7 +95,7 @@ class _Told(BaseModel):
 _ARRAYS: Final = TypeAdapter(list[_Told])
 _SHAPES: Final = TypeAdapter(dict[str, tuple[int, tuple[int, ...]]])
 _Seconds = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
-_SECONDS: Final[TypeAdapter[float]] = TypeAdapter(_Seconds)
+_ALL_SECONDS: Final[TypeAdapter[list[float]]] = TypeAdapter(list[_Seconds])
 _NODE_SECONDS: Final[TypeAdapter[tuple[float, dict[str, float]]]] = TypeAdapter(tuple[_Seconds, dict[str, _Seconds]])
 
 
@@ -210,8 +210,17 @@ class Piped:
         return self._valid(_SHAPES, self.ask(framed("shapes", given, feeds), most_s)[0])
 
     def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
-        frame = framed("shortest", given, feeds, seconds=seconds)
-        return self._valid(_SECONDS, self.ask(frame, self._request_s + seconds)[0])
+        return self.shortest_each_s([(given, feeds)], seconds)[0]
+
+    def shortest_each_s(self, jobs: Sequence[Job], seconds: float) -> list[float]:
+        *before, last = jobs
+        for given, feeds in before:
+            self.ask(framed("hold", given, feeds))
+        frame = framed("shortest", *last, seconds=seconds)
+        found = self._valid(_ALL_SECONDS, self.ask(frame, self._request_s + len(jobs) * seconds)[0])
+        if len(found) != len(jobs):
+            raise self._nonsense(f"{len(jobs)} models are timed once each")
+        return found
 
     def node_times(
         self, given: Given, feeds: Mapping[str, Array], seconds: float, most_runs: int

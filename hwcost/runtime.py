@@ -77,6 +77,10 @@ class Given:
     contains: Sequence[bytes] = ()
 
 
+Job = tuple[Given, Mapping[str, Array]]
+"""A model, and what it is fed."""
+
+
 class Runtime(Protocol):
     """onnxruntime somewhere.
 
@@ -104,6 +108,9 @@ class Runtime(Protocol):
 
     def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
         """Seconds of the shortest run, tried for about `seconds` in a session of its own."""
+
+    def shortest_each_s(self, jobs: Sequence[Job], seconds: float) -> list[float]:
+        """The same of each of several models, all of which are loaded before the first is run."""
 
     def node_times(
         self, given: Given, feeds: Mapping[str, Array], seconds: float, most_runs: int
@@ -175,9 +182,12 @@ class Here:
             return {name: (kind, tuple(shape)) for name, (kind, shape) in found.items()}
 
     def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
+        return self.shortest_each_s([(given, feeds)], seconds)[0]
+
+    def shortest_each_s(self, jobs: Sequence[Job], seconds: float) -> list[float]:
         with _refused():
-            running, _ = self._session(given)
-            return shortest_run(running, feeds, seconds, self.timer)
+            held = [(self._session(given), feeds) for given, feeds in jobs]
+            return [shortest_run(running, feeds, seconds, self.timer) for (running, _), feeds in held]
 
     def node_times(
         self, given: Given, feeds: Mapping[str, Array], seconds: float, most_runs: int

@@ -4,6 +4,7 @@ Clocks, neighbours and temperature change; a prediction speaks of the machine as
 within minutes, more than most predictions are off, and nearly alike for all kernels: so one factor tells the two apart.
 """
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -36,29 +37,27 @@ def anchors(profile: Profile) -> tuple[Row, ...]:
 def time_anchors(profile: Profile, rows: Sequence[Row], timings: Timings) -> list[float]:
     """The seconds that these rows' kernels take now, one timing each; infinite where the runtime refuses one. `timings`
     keeps kernels from one time to the next."""
-    found = []
-    for row in rows:
-        timing = timings.take(
-            Task(
-                point="anchor",
-                requests=(row.layer,),
-                int8_form=profile.int8_form,
-                seed=0,
-                threads=profile.machine.threads,
-                copies=row.copies,
-                realisation=row.realisation,
-            )
+    tasks = [
+        Task(
+            point="anchor",
+            requests=(row.layer,),
+            int8_form=profile.int8_form,
+            seed=0,
+            threads=profile.machine.threads,
+            copies=row.copies,
+            realisation=row.realisation,
         )
-        run_s = float("inf") if timing.run_s is None else timing.run_s - profile.run_overhead_s
-        found.append(run_s / row.copies)
-    return found
+        for row in rows
+    ]
+    runs_s = (math.inf if timing.run_s is None else timing.run_s for timing in timings.take_all(tasks))
+    return [(run_s - profile.run_overhead_s) / row.copies for row, run_s in zip(rows, runs_s, strict=True)]
 
 
 def machine_speed(rows: Sequence[Row], passes: Sequence[Sequence[float]]) -> float | None:
     """The profile's seconds over those of now, the fastest of several passes over `rows`, in the median: 0.9 is a
     machine that takes a ninth longer. None where too few rows could be timed."""
     now_s = [min(times) for times in zip(*passes, strict=True)]
-    ratios = [row.latency_s / seconds for row, seconds in zip(rows, now_s, strict=True) if 0 < seconds < float("inf")]
+    ratios = [row.latency_s / seconds for row, seconds in zip(rows, now_s, strict=True) if 0 < seconds < math.inf]
     return statistics.median(ratios) if len(ratios) >= _LEAST else None
 
 

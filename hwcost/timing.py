@@ -6,24 +6,27 @@ machine.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from hwcost.errors import HwcostError
+from hwcost.hardware import TURNS
 from hwcost.int8form import choose_int8_form
-from hwcost.kernels import Kernel, copies_for, prepare, run_time
+from hwcost.kernels import Kernel, copies_for, prepare, rounds
 from hwcost.machine import cool_down, detect_machine, quietness
 from hwcost.ops import Operator, Precision, key
 from hwcost.profiles import Int8Form, Machine, PrecisionField
-from hwcost.runtime import EndedError, Here, Runtime, UnusableError, refusals
+from hwcost.runtime import EndedError, Here, Job, Runtime, UnusableError, refusals
 
 Request = tuple[Operator, Precision]
 
-_PASS_S: Final = 0.010
+_PASS_S: Final = 0.006
 """How long the runs of one timing last in all."""
+_TOGETHER, _TOGETHER_BYTES = 8, 2**27
+"""Timings whose models are loaded before the first of them is run, and the bytes that these may take."""
 _KEPT_KERNELS: Final = 1024
 _KEPT_BYTES: Final = 2**27
 """Enough for what is timed again and again, which every row leans on."""
@@ -94,8 +97,8 @@ class Survey(BaseModel):
     seed: int
 
 
-Take = Callable[[Task], Timing]
-"""Does one task; what the runtime refuses is said in the timing, not raised."""
+Take = Callable[[Sequence[Task]], Iterable[Timing]]
+"""Does tasks of one stage, in order; what the runtime refuses is said in the timing, not raised."""
 
 
 def _nobody(text: str) -> None:
@@ -120,20 +123,39 @@ class Timings:
     def take(self, task: Task) -> Timing:
         """One timing; what the runtime refuses, or what ends its process twice, is said in it. Raises
         `UnusableError` where none starts."""
-        if self._stage not in (None, task.stage):
-            self.runtime.renew()
-            cool_down(self.runtime.facts, self.say, self.sleep)
-        self._stage = task.stage
+        self._begin(task.stage)
         try:
             with refusals(task.label):
                 try:
-                    return self._timed(task)
+                    return self._timed([task])[0]
                 except EndedError:
-                    return self._timed(task)
+                    return self._timed([task])[0]
         except UnusableError:
             raise
         except HwcostError as error:
             return Timing(point=task.point, stage=task.stage, refused=str(error))
+
+    def take_all(self, tasks: Sequence[Task]) -> Iterator[Timing]:
+        """One timing of each of some tasks of one stage, some at a time: these are all loaded before they are timed one
+        after the other, for where somebody else has the machine most of the time, nothing else should be done while it
+        rests. Where one fails, they are timed one by one. Raises like `take`."""
+        for start in range(0, len(tasks), _TOGETHER):
+            some = tasks[start : start + _TOGETHER]
+            self._begin(some[0].stage)
+            try:
+                with refusals("some operators together"):
+                    timings = self._timed(some)
+            except UnusableError:
+                raise
+            except HwcostError:
+                timings = list(map(self.take, some))
+            yield from timings
+
+    def _begin(self, stage: int) -> None:
+        if self._stage not in (None, stage):
+            self.runtime.renew()
+            cool_down(self.runtime.facts, self.say, self.sleep)
+        self._stage = stage
 
     def survey(self, wanted: Survey) -> Site:
         """What is to be known before measuring; raises `MeasurementError` where no int8 kernel is exact."""
@@ -144,18 +166,34 @@ class Timings:
         form = choose_int8_form(self.runtime, threads=wanted.threads, seed=wanted.seed)
         return Site(machine=detect_machine(wanted.threads, facts), warnings=warnings, int8_form=form)
 
-    def _timed(self, task: Task) -> Timing:
-        kernels = [self._prepared(task, *request) for request in task.requests]
-        count = task.copies or copies_for(kernels[0], task.overhead_s, self.runtime, task.threads)
-        return Timing(
-            point=task.point,
-            stage=task.stage,
-            run_s=run_time(kernels, count, self.runtime, task.threads, _PASS_S),
-            copies=count,
-            realisation=kernels[0].realisation,
-            native=kernels[0].native,
-            others=kernels[0].others,
-        )
+    def _timed(self, tasks: Sequence[Task]) -> list[Timing]:
+        """With those of the tasks together that take no more than so many bytes."""
+        runs: list[tuple[list[Kernel], int]] = []
+        groups: list[list[Job]] = []
+        left = 0
+        for task in tasks:
+            kernels = [self._prepared(task, *request) for request in task.requests]
+            count = task.copies or copies_for(kernels[0], task.overhead_s, self.runtime, task.threads)
+            runs.append((kernels, count))
+            size = sum(kernel.constant_bytes * count + TURNS * kernel.input_bytes for kernel in kernels)
+            if size > left or not groups:
+                groups.append([])
+                left = _TOGETHER_BYTES
+            left -= size
+            groups[-1].append(rounds(kernels, count, task.threads))
+        runs_s = [run_s for group in groups for run_s in self.runtime.shortest_each_s(group, _PASS_S)]
+        return [
+            Timing(
+                point=task.point,
+                stage=task.stage,
+                run_s=run_s,
+                copies=count,
+                realisation=kernels[0].realisation,
+                native=kernels[0].native,
+                others=kernels[0].others,
+            )
+            for task, (kernels, count), run_s in zip(tasks, runs, runs_s, strict=True)
+        ]
 
     def _prepared(self, task: Task, op: Operator, precision: Precision) -> Kernel:
         about = (op, precision, task.int8_form, task.seed, task.threads)
@@ -173,8 +211,9 @@ class Timings:
     def _keep(self, about: tuple[object, ...], kernel: Kernel) -> None:
         """Beside those used last; what was not used for longest goes where they become too many."""
         _, before = self._kept.pop(about, (None, 0))
-        self._kept[about] = kernel, kernel.size_bytes
-        self._kept_bytes += kernel.size_bytes - before
+        size = kernel.constant_bytes + kernel.input_bytes
+        self._kept[about] = kernel, size
+        self._kept_bytes += size - before
         while self._kept_bytes > _KEPT_BYTES or len(self._kept) > _KEPT_KERNELS:
             _, (_, gone) = self._kept.popitem(last=False)
             self._kept_bytes -= gone

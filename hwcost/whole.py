@@ -11,6 +11,7 @@ Half of a network's kernels take a tenth of its time: they are predicted from ot
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,8 +35,6 @@ _MOST_NETWORKS: Final = 24
 _LEAST_NETWORKS: Final = 8
 _SHARE: Final = 1 / 15
 """Networks per second of a measurement's budget: drawing, running and measuring the kernels of one takes a sixth."""
-_LOOK_S: Final = 0.05
-"""How long a network runs in the look that says what a pass takes."""
 _PASSES, _LEAST_PASSES = 3, 2
 _PASSES_SHARE: Final = 0.3
 """Share of the budget for all passes over networks; where somebody disturbs them there are fewer."""
@@ -81,17 +80,24 @@ def whole_networks(
     folder: Path, count: int, seed: int, runtime: Runtime, left_out: Callable[[str], None] = lambda text: None
 ) -> Iterator[WholeNetwork]:
     """`count` random networks in float, and each in int8 in one of the usual styles, as `runtime` executes them;
-    written to `folder`. One that it refuses is left out, which `left_out` is told."""
-    for index in range(count):
-        model = random_network(seed, index)
-        name = f"network {seed}/{index}"
-        path = folder / f"{index}.onnx"
-        write_atomically(path, model.SerializeToString())
-        yield from _read(f"{name} float", path, runtime, left_out)
-        style = tuple(INT8_STYLES)[index % len(INT8_STYLES)]
-        narrow = folder / f"{index}.int8.onnx"
-        write_atomically(narrow, quantised(model, example_feeds(load_model(path), seed), style).SerializeToString())
-        yield from _read(f"{name} int8 {style}", narrow, runtime, left_out)
+    written to `folder`. One that it refuses is left out, which `left_out` is told. The next are drawn
+    while one is executed to be read."""
+    with ThreadPoolExecutor(max_workers=1) as drawing:
+        try:
+            for index, written in enumerate([drawing.submit(_written, folder, seed, index) for index in range(count)]):
+                for version, path in written.result().items():
+                    yield from _read(f"network {seed}/{index} {version}", path, runtime, left_out)
+        finally:
+            drawing.shutdown(cancel_futures=True)
+
+
+def _written(folder: Path, seed: int, index: int) -> dict[str, Path]:
+    """The files of both versions of a random network, by their names."""
+    model, style = random_network(seed, index), tuple(INT8_STYLES)[index % len(INT8_STYLES)]
+    wide, narrow = folder / f"{index}.onnx", folder / f"{index}.int8.onnx"
+    write_atomically(wide, model.SerializeToString())
+    write_atomically(narrow, quantised(model, example_feeds(load_model(wide), seed), style).SerializeToString())
+    return {"float": wide, f"int8 {style}": narrow}
 
 
 def _read(name: str, path: Path, runtime: Runtime, left_out: Callable[[str], None]) -> Iterator[WholeNetwork]:
@@ -164,13 +170,13 @@ class NetworkRuns:
         for network in whole_networks(self._folder, self._count, self._seed, self._runtime, self._left_out.append):
             began_s = now()
             try:
-                time_network(network, self._threads, self._seed, self._runtime, _LOOK_S)
+                time_network(network, self._threads, self._seed, self._runtime, 0.0)
             except UnusableError:
                 raise
             except MeasurementError as error:
                 self._left_out.append(f"{network.name}: {error}")
                 continue
-            spent_s += now() - began_s + PASS_S - _LOOK_S
+            spent_s += now() - began_s + PASS_S
             self._networks.append((network, []))
             progress(len(self._networks), 2 * self._count, f"whole networks: {network.name}")
         if budget_s is not None:

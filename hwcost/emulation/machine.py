@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from hwcost.errors import MeasurementError
 from hwcost.graph import candidates
 from hwcost.ops import FLOAT, INT8, Conv, Gemm
 from hwcost.pipe import Piped, framed
-from hwcost.runtime import Array, Given
+from hwcost.runtime import Array, Given, Job
 
 _REQUEST_S: Final = 900.0
 _NUMBER: Final = TypeAdapter(int)
@@ -94,6 +94,9 @@ class Emulated(Piped):
     def shortest_s(self, given: Given, feeds: Mapping[str, Array], seconds: float) -> float:
         """Emulated seconds of one run, the same at every call; `seconds` of trying are not needed."""
         return self.seconds(self._core.cycles(self.trace(given, feeds)))
+
+    def shortest_each_s(self, jobs: Sequence[Job], seconds: float) -> list[float]:
+        return [self.shortest_s(given, feeds, seconds) for given, feeds in jobs]
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()

@@ -408,6 +408,13 @@ def test_of_a_table_only_the_rows_that_are_looked_up_are_touched() -> None:
     assert row_wait_s(table, FLOAT, 1e-6, WAITS) == 0
 
 
+def test_of_two_passes_the_shorter_one_counts() -> None:
+    made, other = Made(120), Made(120)
+    made.passes, other.passes = np.ones((1, 120)), np.array([[1.0], [1.6]]) * np.ones(120)
+    other.passes[:, ::2] = other.passes[::-1, ::2]
+    assert made.compose() == other.compose()
+
+
 def test_a_network_costs_what_the_median_of_its_passes_says() -> None:
     made = Made(120)
     made.passes = np.array([[0.9], [1.0], [1.5]]) * np.ones(120)

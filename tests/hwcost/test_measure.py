@@ -74,7 +74,7 @@ class Recorded:
 
     def measure(self, requests: list[Request], **options: object) -> Measurements:
         measured = partial(measure_operators, requests, int8_form="u8u8", machine=detect_machine(), clock=self.clock)
-        return measured(take=self.take, **options)  # type: ignore[arg-type]
+        return measured(take=lambda tasks: map(self.take, tasks), **options)  # type: ignore[arg-type]
 
     def rows(self) -> dict[str, list[float]]:
         """When each row was timed."""
@@ -82,8 +82,8 @@ class Recorded:
 
 
 def _brief(run: Callable[[], object], seconds: float) -> float:
-    """A real timing, as short as it can be."""
-    return stopwatch(run, 0.0)
+    """A real timing, as short as it can be and outlast a disturbance."""
+    return stopwatch(run, 0.002)
 
 
 def _never(run: Callable[[], object], seconds: float) -> float:
@@ -101,7 +101,7 @@ def _measure(
         passes=2,
         seed=3,
         journal=journal,
-        take=Timings(Here(timer)).take,
+        take=Timings(Here(timer)).take_all,
         clock=FakeClock(),
         skip_unsupported=skip_unsupported,
     )
@@ -139,7 +139,7 @@ def test_an_interrupted_run_resumes_and_keeps_what_was_measured(
     lines = whole.splitlines(keepends=True)
     journal = tmp_path / "journal.jsonl"
     journal.write_bytes(b"".join(lines[:40]) + lines[40][:25])
-    countdown = itertools.count(9, -1)
+    countdown = itertools.count(24, -1)
 
     def interrupted(run: Callable[[], object], seconds: float) -> float:
         if next(countdown) == 0:
@@ -429,9 +429,14 @@ def test_what_the_runtime_refuses_is_named_or_listed() -> None:
     requests: list[Request] = [(_REFUSED, FLOAT), _REQUESTS[0]]
     machine = detect_machine()
     with pytest.raises(MeasurementError, match=r"refused pool\(function=max.*\) at w32a32: .*leave it out"):
-        measure_operators(requests, int8_form="u8u8", machine=machine, passes=1, take=Timings(Here(_brief)).take)
+        measure_operators(requests, int8_form="u8u8", machine=machine, passes=1, take=Timings(Here(_brief)).take_all)
     found = measure_operators(
-        requests, int8_form="u8u8", machine=machine, passes=1, take=Timings(Here(_brief)).take, skip_unsupported=True
+        requests,
+        int8_form="u8u8",
+        machine=machine,
+        passes=1,
+        take=Timings(Here(_brief)).take_all,
+        skip_unsupported=True,
     )
     assert [row.operator for row in found.rows] == [_REQUESTS[0][0]]
     assert len(found.skipped) == 1

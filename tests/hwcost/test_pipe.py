@@ -15,6 +15,7 @@ from onnx_models import float_model
 from hwcost.errors import MeasurementError
 from hwcost.kernels import copies, prepare, run_time
 from hwcost.model import read_model
+from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import FLOAT, INT8, Conv, Gemm, Operator, Pool
 from hwcost.pipe import Piped, _parts
 from hwcost.runtime import EndedError, Given, Here, RefusedError, time_model
@@ -110,6 +111,33 @@ def test_what_ends_a_process_is_that_operators_reason_and_the_next_has_a_new_pro
     assert all(gone(int(pid)) for pid, _ in tried)
 
 
+def test_timings_together_are_one_request_to_run_and_each_is_its_own(log: Path) -> None:
+    tasks = [task("good").model_copy(update={"point": str(copies), "copies": copies}) for copies in range(1, 11)]
+    with broken(log) as runtime:
+        timings = list(Timings(runtime).take_all(tasks))
+    assert [(timing.point, timing.copies, timing.refused) for timing in timings] == [
+        (one.point, one.copies, "") for one in tasks
+    ]
+    assert all(timing.run_s for timing in timings) and len(log.read_text().splitlines()) == 2  # of eight, and of two
+
+
+@pytest.mark.parametrize("point", ["crash", "leave", "hang", "unforeseen"])
+def test_what_ends_a_process_in_which_others_are_timed_too_is_that_operators_reason(log: Path, point: str) -> None:
+    with broken(log) as runtime:
+        good, bad = Timings(runtime).take_all([task("good"), task(point)])
+        assert good.run_s and not good.refused and not bad.run_s and f"{SIZES[point] * 1024}" in bad.refused
+
+
+def test_of_models_that_are_timed_together_one_that_is_refused_leaves_none_behind(tmp_path: Path) -> None:
+    path = float_model(tmp_path / "m.onnx")
+    good = Given(path), example_feeds(load_model(path), 0)
+    with Piped() as runtime:
+        for jobs in ([good, (Given(b"not a model"), {})], [(Given(b"not a model"), {}), good]):
+            with pytest.raises(RefusedError):
+                runtime.shortest_each_s(jobs, 0.0)
+            assert len(runtime.shortest_each_s([good, good, good], 0.0)) == 3
+
+
 def test_every_stage_has_a_process_of_its_own(log: Path) -> None:
     with broken(log) as runtime:
         timings = Timings(runtime)
@@ -190,7 +218,7 @@ def test_what_the_runtime_refuses_is_said_as_in_this_process(tmp_path: Path) -> 
         ((sys.executable, "-c", "raise SystemExit(3)"), "ended with exit code 3: see whether it starts"),
         ((sys.executable, "-c", "import os; os.kill(os.getpid(), 4)"), "was ended by SIGILL"),
         ((sys.executable, "-c", "print('hello'); input()"), "answered what is no answer"),
-        ((sys.executable, "-c", "print('{}'); input()"), "does not speak version 1 of this package's agent"),
+        ((sys.executable, "-c", "print('{}'); input()"), "does not speak version 2 of this package's agent"),
     ],
 )
 def test_a_process_that_cannot_start_is_an_error(command: tuple[str, ...], reason: str) -> None:
@@ -215,7 +243,7 @@ def test_a_process_that_cannot_start_is_an_error(command: tuple[str, ...], reaso
     ids=lambda text: text[:40],
 )
 def test_what_is_no_answer_ends_the_process_and_is_no_timing(answer: str) -> None:
-    ready = json.dumps({"format": "hwcost-agent", "version": 1, "python": "3"})
+    ready = json.dumps({"format": "hwcost-agent", "version": 2, "python": "3"})
     code = (
         "import json, sys\n"
         f"print({ready!r}, flush=True)\n"

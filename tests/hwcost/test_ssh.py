@@ -69,7 +69,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
 def measured(runtime: Runtime, journal: Path | None = None) -> Measurements:
     timings = Timings(runtime)
     return measure_operators(
-        REQUESTS, int8_form="u8u8", machine=detect_machine(), passes=1, journal=journal, take=timings.take
+        REQUESTS, int8_form="u8u8", machine=detect_machine(), passes=1, journal=journal, take=timings.take_all
     )
 
 
