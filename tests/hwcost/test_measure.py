@@ -139,7 +139,7 @@ def test_an_interrupted_run_resumes_and_keeps_what_was_measured(
     lines = whole.splitlines(keepends=True)
     journal = tmp_path / "journal.jsonl"
     journal.write_bytes(b"".join(lines[:40]) + lines[40][:25])
-    countdown = itertools.count(24, -1)
+    countdown = itertools.count(40, -1)
 
     def interrupted(run: Callable[[], object], seconds: float) -> float:
         if next(countdown) == 0:

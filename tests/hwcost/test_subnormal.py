@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hwcost.check import predict_model
+from hwcost.features import hardware_of
 from hwcost.measure import profile_machine
 from hwcost.model import read_model
 from hwcost.pricing import CostModel
@@ -67,7 +68,7 @@ def test_a_model_pays_for_every_vector_that_has_one_and_is_told(profile: Profile
     plain = predict_model(_model(tmp_path / "plain.onnx", 0), CostModel(profile))
     assert not any("subnormal" in warning for warning in plain.warnings)
     path = _model(tmp_path / "spoilt.onnx", 40)
-    (found,) = read_model(path).subnormal
+    (found,) = read_model(path, lanes=hardware_of(profile.machine, profile.int8_form).lanes).subnormal
     assert found.weights == 40 and 3 <= found.vectors <= 40
     unknown = predict_model(path, CostModel(profile))
     assert unknown.total == plain.total
