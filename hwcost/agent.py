@@ -576,10 +576,11 @@ class Agent:
 
     def do_hold(self, request: Request) -> Answer:
         """Load a model, to be timed with the next `shortest`; where that fails, none is held."""
-        with ExitStack() as undo:
-            undo.callback(self._let_go)
+        try:
             self._waiting.append((self._held.enter_context(self.running(request)), request.feeds))
-            undo.pop_all()
+        except BaseException:
+            self._let_go()
+            raise
         return {}, ()
 
     def _let_go(self) -> None:

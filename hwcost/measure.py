@@ -285,8 +285,8 @@ class _Run:
         found = self.book.of(point.name)
         if not found:
             return point.repeats if point.copies else 1
-        refused = any(timing.refused for timing in found)
-        return 0 if refused else max(point.repeats - sum(timing.stage == self.stage for timing in found), 0)
+        done = sum(timing.stage == self.stage for timing in found)
+        return 0 if self._refused(point) else max(point.repeats - done, 0)
 
     def _last_s(self, point: Point) -> float:
         return max((timing.at_s for timing in self.book.of(point.name)), default=-math.inf)

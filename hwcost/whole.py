@@ -80,15 +80,15 @@ def whole_networks(
     folder: Path, count: int, seed: int, runtime: Runtime, left_out: Callable[[str], None] = lambda text: None
 ) -> Iterator[WholeNetwork]:
     """`count` random networks in float, and each in int8 in one of the usual styles, as `runtime` executes them;
-    written to `folder`. One that it refuses is left out, which `left_out` is told. The next are drawn
-    while one is executed to be read."""
-    with ThreadPoolExecutor(max_workers=1) as drawing:
-        try:
-            for index, written in enumerate([drawing.submit(_written, folder, seed, index) for index in range(count)]):
-                for version, path in written.result().items():
-                    yield from _read(f"network {seed}/{index} {version}", path, runtime, left_out)
-        finally:
-            drawing.shutdown(cancel_futures=True)
+    written to `folder`. One that it refuses is left out, which `left_out` is told. The next are drawn while one is
+    executed to be read."""
+    drawing = ThreadPoolExecutor(max_workers=1)
+    try:
+        for index, written in enumerate([drawing.submit(_written, folder, seed, index) for index in range(count)]):
+            for version, path in written.result().items():
+                yield from _read(f"network {seed}/{index} {version}", path, runtime, left_out)
+    finally:
+        drawing.shutdown(cancel_futures=True)
 
 
 def _written(folder: Path, seed: int, index: int) -> dict[str, Path]:
