@@ -32,7 +32,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
@@ -198,18 +198,22 @@ def _node_of(core: int) -> str:
 
 class Cores:
     """The cores of which a thread may use any, and which have the memory of the one that it runs on: it is moved from
-    one to the next. A context manager, at whose end it may use all again."""
+    one to the next. A context manager, at whose end it may use all again; the system is asked once one is needed."""
 
     def __enter__(self) -> Cores:
-        self._all = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-        told = _text("/proc/thread-self/stat").rpartition(")")[2].split()[_RUNS_ON:]
-        nodes = {core: _node_of(core) for core in sorted(self._all)}
-        here = int(told[0]) if told else next(iter(nodes), 0)
-        self._order = [core for core, node in nodes.items() if node == nodes.get(here, node)]
+        self._before: set[int] = set()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._stay_on(self._all)
+        self._stay_on(self._before)
+
+    @cached_property
+    def _order(self) -> list[int]:
+        own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        told = _text("/proc/thread-self/stat").rpartition(")")[2].split()[_RUNS_ON:]
+        nodes = {core: _node_of(core) for core in sorted(own)}
+        here = int(told[0]) if told else next(iter(nodes), 0)
+        return [core for core, node in nodes.items() if node == nodes.get(here, node)]
 
     def __len__(self) -> int:
         return max(len(self._order), 1)
@@ -217,6 +221,7 @@ class Cores:
     def next(self) -> None:
         """To the core that it was on longest ago."""
         if len(self._order) > 1:
+            self._before = self._before or os.sched_getaffinity(0)
             self._order.append(self._order.pop(0))
             self._stay_on({self._order[0]})
 
