@@ -26,7 +26,7 @@ from hwcost.agent import (
     runtime_errors,
     session,
     shapes_of,
-    shortest_run,
+    shortest_runs,
     stopwatch,
 )
 from hwcost.errors import HwcostError, MeasurementError
@@ -187,7 +187,7 @@ class Here:
     def shortest_each_s(self, jobs: Sequence[Job], seconds: float) -> list[float]:
         with _refused():
             held = [(self._session(given), feeds) for given, feeds in jobs]
-            return [shortest_run(running, feeds, seconds, self.timer) for (running, _), feeds in held]
+            return shortest_runs([(running, feeds) for (running, _), feeds in held], seconds, self.timer)
 
     def node_times(
         self, given: Given, feeds: Mapping[str, Array], seconds: float, most_runs: int

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted([*ROOT.glob("hwcost/**/*.py"), *ROOT.glob("faqs/**/*.py")])
 HEAVY = ("torch", "sklearn", "xgboost", "onnxruntime", "flwr")
 LONGEST_MODULE = 500
-LONGER = {"hwcost/agent.py": 700}
+LONGER = {"hwcost/agent.py": 710}
 """A board gets this one file, so it cannot be divided."""
 DRAWERS = {"utils", "util", "common", "helpers", "constants", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,37 @@ def test_long_runs_are_few_whatever_would_be_enough(tmp_path: Path) -> None:
     both = [Session(runs, tmp_path / f"{name}.json", 0.02) for name in ("none", "events")]
     agent.node_times(*both, {}, 0.03, 1000)
     assert [one is both[0] for one in runs] == [True, False] * 2
+
+
+class _Recorded:
+    """A session whose runs take what was recorded, in seconds."""
+
+    def __init__(self, name: str, seconds: list[float]) -> None:
+        self.name, self.seconds = name, seconds
+
+    def get_inputs(self) -> list[object]:
+        return []
+
+    def run(self, wanted: None, feeds: dict[str, object]) -> "_Recorded":
+        return self
+
+
+def test_sessions_are_timed_in_turn_until_two_times_agree() -> None:
+    turns: list[str] = []
+
+    def timer(run: Callable[[], object], seconds: float) -> float:
+        session = run()
+        assert isinstance(session, _Recorded) and seconds == 0.006
+        turns.append(session.name)
+        return session.seconds.pop(0)
+
+    held = [
+        (_Recorded("calm", [1.0, 1.01, 9.0, 9.0]), {}),
+        (_Recorded("late", [1.5, 1.0, 1.01, 9.0]), {}),
+        (_Recorded("never", [4.0, 3.0, 2.0, 1.0]), {}),
+    ]
+    assert agent.shortest_runs(held, 0.006, timer) == [1.0, 1.0, 1.0]
+    assert turns == ["calm", "late", "never"] * 2 + ["late", "never", "never"]
+    turns.clear()
+    assert agent.shortest_runs([(_Recorded("alone", [3.0, 1.0]), {})], 0.006, timer) == [3.0]
+    assert turns == ["alone"]
