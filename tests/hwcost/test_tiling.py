@@ -252,3 +252,19 @@ def test_a_number_added_to_a_gate_is_added_one_by_one() -> None:
         return _counts(Node("Add", (gate, number), (gate,)), FLOAT)["runs"]
 
     assert runs("=float32[]") == pytest.approx(280) and runs("=float32[1,1,1,1]") == pytest.approx(1, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "halves", "narrow", "masked"),
+    [(8, 1, True, False), (12, 2, False, True), (16, 2, False, False), (20, 3, True, True), (24, 3, True, False)],
+)
+def test_an_int8_product_with_short_vectors_ends_in_half_a_tile_and_a_masked_store(
+    columns: int, halves: int, narrow: bool, masked: bool
+) -> None:
+    row = dict(zip(FEATURE_NAMES, feature_matrix([(Gemm(40, 64, columns), INT8)], Hardware(lanes=8))[0], strict=True))
+    steps = 40 * 64 / 2 / 2  # rows by pairs of the depth, in half tiles of eight columns
+    assert math.exp(row["log_cycles"]) == pytest.approx(steps * halves, rel=0.1)
+    assert (row["log_single_steps"] > 0) == narrow
+    assert row["log_masked_stores"] == pytest.approx(math.log(40) if masked else 0)
+    wide = dict(zip(FEATURE_NAMES, feature_matrix([(Gemm(40, 64, columns), INT8)], Hardware(lanes=16))[0], strict=True))
+    assert wide["log_masked_stores"] == 0
