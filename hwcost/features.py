@@ -414,7 +414,7 @@ def _general(
         "log_rest_positions": _log(rests // np.maximum(s["rest"], 1)),
         "log_evicted_rests": _log(rests * rests_lost),
         "log_copied_blocks": _log(copied * (s["output_elements"] // np.maximum(s["block"], 1))),
-        "log_forgotten_branches": _log(s["branches"] * np.clip(_log(s["branches"] / _REMEMBERED) / math.log(8), 0, 1)),
+        "log_forgotten_branches": _log(s["surprises"] * np.clip(_log(s["branches"] / _REMEMBERED) / math.log(8), 0, 1)),
         "read_alignment": np.where(s["planes"] > 0, _log(read_step), 0.0),
         "write_alignment": np.where(s["planes"] > 0, _log(write_step), 0.0),
         **{f"bytes_in_{name}": _fits(moved, size) for name, size in caches.items()},

@@ -453,9 +453,12 @@ def weight_uses(op: Operator) -> float:
 
 def weight_bytes(op: Operator, precision: Precision) -> int:
     """Stored bytes of an operator: weights packed at their width, a 4-byte bias and (quantised) a 4-byte scale per
-    output channel. Storage, not what the runtime unpacks into memory."""
+    output channel; constants of a node that is no product are as they are. Storage, not what the runtime unpacks into
+    memory."""
     if not op.weights:
         return 0
+    if isinstance(op, Node) and not op.macs:
+        return sum(tensor.bytes for tensor in op.reads if tensor.constant and not tensor.values)
     per_channel = 4 if precision.weight_bits == 32 else 8
     return math.ceil(op.weights * precision.weight_bits / 8) + per_channel * op.channels
 

@@ -70,18 +70,20 @@ SIZES = (
     "shape",
     "constant",
     "branches",
+    "surprises",
     "repeated",
 )
 """Integers taken from each operator; everything else follows from them. `shape`: 1 a convolution, 2 a product, 3 a
 window without weights; `taps`: places of windows along a side that lie in the plane and not in its padding, summed over
 the outputs (0: no window moves over a plane); `rest`: channels beyond the last whole block; `branches`: on elements,
-taken or not by what these are; `repeated`: whether a smaller tensor is taken again for every run of a larger one;
-`route`: 1 + the index in `ROUTES`; bytes are 0 where the precision decides."""
+taken or not by what these are, and `surprises` those of them that nothing foretells; `repeated`: whether a smaller
+tensor is taken again for every run of a larger one; `route`: 1 + the index in `ROUTES`; bytes are 0 where the precision
+decides."""
 
 _NOTHING = {
     *("pad_top", "pad_left", "padding", "costly", "hard", "mapped", "clipped", "residual", "weights", "parameters"),
-    *("macs", "branches", "repeated", "read_bytes", "write_bytes", "scratch", "route", "taps_height", "taps_width"),
-    *("block", "rows", "columns", "planes", "rest", "shape"),
+    *("macs", "branches", "surprises", "repeated", "read_bytes", "write_bytes", "scratch", "route"),
+    *("block", "rows", "columns", "planes", "rest", "shape", "taps_height", "taps_width"),
 }
 _DEFAULT = {name: 0 if name in _NOTHING else 1 for name in SIZES}
 
@@ -256,8 +258,10 @@ def _transpose_sizes(shape: Sequence[int], permutation: Sequence[int]) -> dict[s
 
 
 def _node_sizes(op: Node) -> dict[str, int]:
-    """Of a general node: the tensors it streams, and the stretch along the axis that its attributes name."""
-    streams = [tensor for tensor in op.reads if not tensor.constant and tensor.shape]
+    """Of a general node: the tensors it streams, and the stretch along the axis that its attributes name. What is no
+    product reads constants as it reads what others have made."""
+    read = [tensor for tensor in op.reads if not tensor.constant or not (op.macs or tensor.values)]
+    streams = [tensor for tensor in read if tensor.shape]
     written = max(op.writes, key=lambda tensor: tensor.elements)
     first = max(streams, key=lambda tensor: tensor.elements, default=written)
     main = first if first.elements >= written.elements else written
@@ -276,11 +280,11 @@ def _node_sizes(op: Node) -> dict[str, int]:
         "costly": op.op_type in _COSTLY_NODES,
         "tensors": len(streams) + len(op.writes),
         "smallest": min(others, default=1),
-        "input_elements": op.input_elements,
+        "input_elements": sum(tensor.elements for tensor in read if not tensor.constant or tensor.elements > 1),
         "output_elements": op.output_elements,
-        "weights": op.weights,
+        "weights": op.weights if op.macs else 0,
         "macs": op.macs,
-        "read_bytes": sum(tensor.bytes for tensor in op.reads if not tensor.constant),
+        "read_bytes": sum(tensor.bytes for tensor in read),
         "write_bytes": sum(tensor.bytes for tensor in op.writes),
         "scratch": max(first.elements // max(written.elements, 1), written.elements // max(first.elements, 1)),
         "kernel_height": kernel[0] if kernel else attributes.get("size", 1),
@@ -303,7 +307,7 @@ def _node_sizes(op: Node) -> dict[str, int]:
         scaled = zip(op.inputs[2::3], op.inputs[3::3], strict=True)
         own["mapped"] = sum(TensorType.parse(x).elements for x, scale in scaled if not scale.endswith(":1"))
     if op.op_type in BRANCHING:
-        own["branches"] = written.elements
+        own["branches"] = own["surprises"] = written.elements
     if turned := turned_softmax(op):
         planes, rows, columns = turned
         own |= {"run": rows, "block": 1, "planes": planes, "rows": rows, "columns": columns}
@@ -323,10 +327,10 @@ def _node_sizes(op: Node) -> dict[str, int]:
             "taps_height": valid_taps(first.shape[2], kernel[0], strides[0], 1, pads[0], written.shape[2]),
             "taps_width": valid_taps(first.shape[3], kernel[1], strides[1], 1, pads[1], written.shape[3]),
             "shape": 4,
-            "branches": written.elements * math.prod(kernel)
-            if op.op_type == "MaxPool" and first.dtype != "float32"
-            else 0,
         }
+        if op.op_type == "MaxPool" and first.dtype != "float32":
+            maxima = sum(1 / place for place in range(1, math.prod(kernel) + 1))  # in a random order
+            own |= {"branches": written.elements * math.prod(kernel), "surprises": int(written.elements * maxima)}
     matrices = [tensor for tensor in op.reads if len(tensor.shape) > 1]
     if "MatMul" in op.op_type and len(written.shape) > 1 and len(matrices) == 2:
         *before, lines, places = written.shape

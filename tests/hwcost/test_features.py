@@ -222,3 +222,23 @@ def test_of_the_last_cache_of_a_large_machine_a_guest_counts_on_a_part() -> None
         return Hardware.of(("avx512f",), "x86_64", {"L2": 2**21, "L3": cache_bytes}).l3
 
     assert last(32 * 2**20) == 32 * 2**20 and last(480 * 2**20) == last(64 * 2**20) == 64 * 2**20
+
+
+@pytest.mark.parametrize("op_type", ["Add", "Mul", "PRelu"])
+def test_what_is_no_product_reads_a_constant_as_it_reads_what_others_made(op_type: str) -> None:
+    def row(other: str) -> dict[str, float]:
+        return _row(Node(op_type, ("float32[1,64,14,14]", other), ("float32[1,64,14,14]",)), FLOAT)
+
+    assert row("=float32[64,1,1]") == row("float32[64,1,1]")
+
+
+def test_a_maximum_is_as_often_surprised_as_a_new_one_turns_up_in_a_random_order() -> None:
+    def surprises(side: int) -> float:
+        window = f'{{"kernel_shape":[{side},{side}],"strides":[1,1],"pads":[0,0,0,0]}}'
+        op = Node("MaxPool", (f"uint8[1,64,{63 + side},{63 + side}]",), ("uint8[1,64,64,64]",), window)
+        return math.exp(_row(op, INT8)["log_forgotten_branches"])
+
+    assert surprises(2) / 64**3 == pytest.approx(1 + 1 / 2 + 1 / 3 + 1 / 4, rel=1e-5)
+    orders = np.random.default_rng(0).random((20_000, 9))
+    records = (orders >= np.maximum.accumulate(orders, axis=1)).sum(axis=1).mean()
+    assert surprises(3) / 64**3 == pytest.approx(records, rel=0.01)
