@@ -37,8 +37,8 @@ from hwcost.space import Layer
 # rests by thirds, weights used once by the last cache. 8: what neighbours leave of the last cache. 9: waits for weights
 # and kernels as they are measured, pixels that are doubled. 10: few rows by relatives and what their work adds.
 # 11: by how long a network takes, and weights that are used once. 12: bytes from memory, factors and axes that are
-# turned, architectures. 13: recurrent layers as products.
-FIT_VERSION: Final = 13
+# turned, architectures. 13: recurrent layers as products. 14: constants as other inputs, maxima, masked stores, rests.
+FIT_VERSION: Final = 14
 
 BASELINES = ("flops", "roofline")
 """Always reported beside the others. The first is never chosen (it knows no start-up and no memory); the second is also
@@ -58,6 +58,7 @@ _TWINS = (("elementwise.add", "elementwise.mul"),)
 """Families that in float are one loop but for an instruction, which waits for memory: each is fitted on the rows of
 both. In 8 bits their arithmetic differs, and tells."""
 _SMALL_GAIN = 0.02  # a more complex predictor has to be better by this share
+_STANDARD_ERRORS: Final = 2.0
 
 Fitter = Callable[[Values, Values, np.random.Generator], Predictor]
 """Fits a predictor on features [rows, features] and seconds [rows]."""
@@ -109,7 +110,7 @@ class _Head(BaseModel):
     model_config = _STRICT
 
     format: Literal["hwcost-fit"] = "hwcost-fit"
-    version: Literal[13] = FIT_VERSION
+    version: Literal[14] = FIT_VERSION
     device: str
     profile_digest: str
     seed: int
@@ -398,15 +399,19 @@ def spearman(first: Values, second: Values) -> float | None:
     return None if norm == 0 else float((ranks[0] * ranks[1]).sum() / norm)
 
 
-def _choose(residuals: dict[str, Values]) -> str:
-    """The smallest mean |log-residual|, outliers cut at a factor of four; a more complex one has to earn its place."""
+def _choose(residuals: Mapping[str, Values]) -> str:
+    """The smallest mean |log-residual|, outliers cut at a factor of four; a more complex one has to earn its place.
+    What is best by less than two standard errors gives way to the sum of counts, which grows as kernels do where no row
+    is: a wider form of the rule in Breiman et al., Classification and Regression Trees (1984), section 3.4.3."""
+    errors = {name: np.minimum(np.abs(residual), math.log(4.0)) for name, residual in residuals.items()}
     chosen, best = BASELINES[1], math.inf
-    for predictor, residual in residuals.items():
-        if predictor == BASELINES[0]:
-            continue
-        error = float(np.minimum(np.abs(residual), math.log(4.0)).mean())
-        if error < best * (1 - _SMALL_GAIN):
-            chosen, best = predictor, error
+    for name, error in errors.items():
+        if name != BASELINES[0] and error.mean() < best * (1 - _SMALL_GAIN):
+            chosen, best = name, float(error.mean())
+    if TiledPredictor.name in errors and chosen in errors:
+        gain = errors[TiledPredictor.name] - errors[chosen]
+        if gain.mean() < _STANDARD_ERRORS * gain.std() / math.sqrt(len(gain)):
+            return TiledPredictor.name
     return chosen
 
 
