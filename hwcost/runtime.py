@@ -110,7 +110,8 @@ class Runtime(Protocol):
         """Seconds of the shortest run, tried for about `seconds` in a session of its own."""
 
     def shortest_each_s(self, jobs: Sequence[Job], seconds: float) -> list[float]:
-        """The same of each of several models, all of which are loaded before the first is run."""
+        """The same of each of several models, all of which are loaded before the first is run; in turn, until two times
+        of a model agree."""
 
     def node_times(
         self, given: Given, feeds: Mapping[str, Array], seconds: float, most_runs: int

@@ -24,7 +24,7 @@ from hwcost.runtime import EndedError, Here, Job, Runtime, UnusableError, refusa
 Request = tuple[Operator, Precision]
 
 _PASS_S: Final = 0.006
-"""How long the runs of one timing last in all."""
+"""How long the runs of one timing last at once; timings that are taken together come again, see `shortest_runs`."""
 _TOGETHER, _TOGETHER_BYTES = 8, 2**27
 """Timings whose models are loaded before the first of them is run, and the bytes that these may take."""
 _KEPT_KERNELS: Final = 1024
@@ -136,9 +136,9 @@ class Timings:
             return Timing(point=task.point, stage=task.stage, refused=str(error))
 
     def take_all(self, tasks: Sequence[Task]) -> Iterator[Timing]:
-        """One timing of each of some tasks of one stage, some at a time: these are all loaded before they are timed one
-        after the other, for where somebody else has the machine most of the time, nothing else should be done while it
-        rests. Where one fails, they are timed one by one. Raises like `take`."""
+        """One timing of each of some tasks of one stage, some at a time: these are all loaded before they are timed in
+        turn, for where somebody else has the machine most of the time, nothing else should be done while it rests.
+        Where one fails, they are timed one by one. Raises like `take`."""
         for start in range(0, len(tasks), _TOGETHER):
             some = tasks[start : start + _TOGETHER]
             self._begin(some[0].stage)
