@@ -76,7 +76,7 @@ _BOUNDS: Final = (
 _LEAST: Final = 0.25
 """Share of its own latency that a kernel costs inside a network at least."""
 _ERROR: Final = 0.03
-"""Standard deviation of a network's error that remains."""
+"""Standard deviation of a network's error that remains, beside that of its own seconds."""
 _ROUNDS: Final = 20
 _TENSORS: Final = 2
 """A working set is all weights, and so many times the tensors that the kernel with the largest reads and writes."""
@@ -286,10 +286,17 @@ def _kernel(op: Operator, precision: Precision, count: int, seconds: float) -> t
     return count, bytes_moved(op, precision) - weights, stored, not op.macs, seconds
 
 
-def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
+def _error(samples_s: Sequence[Sequence[float]]) -> float:
+    """Standard deviation of a network's error: of what remains, and of its own seconds, about as much as its two
+    shortest passes differ in the median over all networks."""
+    shortest = [sorted(passes)[:2] for passes in samples_s]
+    return math.hypot(_ERROR, median(math.log(two[-1] / two[0]) for two in shortest))
+
+
+def _solve(sums: Values, overhead_s: float, whole_s: Values, expected: float) -> Values:
     """The change of each factor from 1 and of how much waits count, bytes of a kernel, seconds per byte, and shortest
-    kernels per kernel: least squares on relative errors with a normal prior; networks that nothing explains count less
-    (Huber), and neither a wait nor a byte saves time."""
+    kernels per kernel: least squares on relative errors, of which so large ones are `expected`, with a normal prior;
+    networks that nothing explains count less (Huber), and neither a wait nor a byte saves time."""
     shares = sums / whole_s[:, None] * _SPREADS
     target = 1 - (overhead_s + sums[:, :_KNOWN].sum(axis=1)) / whole_s
     free = np.ones(len(_SPREADS), dtype=bool)
@@ -298,10 +305,10 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
         weights, design = np.ones(len(whole_s)), shares[:, free]
         left = target - shares[:, ~free] @ change[~free]
         for _ in range(_ROUNDS):
-            curvature = (design * weights[:, None]).T @ design + np.eye(int(free.sum())) * _ERROR**2
+            curvature = (design * weights[:, None]).T @ design + np.eye(int(free.sum())) * expected**2
             change[free] = np.linalg.solve(curvature, (design * weights[:, None]).T @ left)
             error = np.abs(target - shares @ change)
-            weights = np.minimum(1.0, _ERROR / np.maximum(error, 1e-9))
+            weights = np.minimum(1.0, expected / np.maximum(error, 1e-9))
         below = free & (change < _BOUNDS)
         if not below.any():
             found: Values = change * _SPREADS
@@ -309,10 +316,11 @@ def _solve(sums: Values, overhead_s: float, whole_s: Values) -> Values:
         change[below], free = _BOUNDS[below], free & ~below
 
 
-def _left_out(sums: Values, overhead_s: float, whole_s: Values, of: NDArray[np.int64]) -> Values:
+def _left_out(sums: Values, overhead_s: float, whole_s: Values, expected: float, of: NDArray[np.int64]) -> Values:
     """For each network what the sums of the others say, as `_solve` does, [networks, sums]; `of` which architecture it
     is a version, [networks]."""
-    found: Values = np.array([_solve(sums[of != out], overhead_s, whole_s[of != out]) for out in np.unique(of)])
+    others = [of != out for out in np.unique(of)]
+    found: Values = np.array([_solve(sums[rest], overhead_s, whole_s[rest], expected) for rest in others])
     return found[of]
 
 
@@ -370,8 +378,8 @@ def compose(
     the profile `shortest_s`.
 
     All follows from the measured sums and the median of the passes, of two the shorter one: what others add comes and
-    goes. A half-width is the conformal quantile of errors of architectures left out, the worst of each one's versions:
-    these are off alike.
+    goes. The more passes differ, the less is learnt from them. A half-width is the conformal quantile of errors of
+    architectures left out, the worst of each one's versions: these are off alike.
     """
     _, of = np.unique(np.array(architectures), return_inverse=True)
     whole = np.array([median_low(passes) for passes in samples_s])
@@ -380,10 +388,11 @@ def compose(
         for one in networks
     ]
     design, unseen = (np.hstack([[getattr(one, name) for one in networks], rest]) for name in ("measured", "predicted"))
-    left_out = _left_out(design, overhead_s, whole, of)
+    expected = _error(samples_s)
+    left_out = _left_out(design, overhead_s, whole, expected, of)
     errors = [np.abs(np.log(_ratios(sums, left_out, overhead_s, whole))) for sums in (design, unseen)]
     widths = [conformal_width(np.array([error[of == one].max() for one in np.unique(of)])) for error in errors]
-    change = _solve(design, overhead_s, whole)
+    change = _solve(design, overhead_s, whole, expected)
     waited = np.maximum(1 + change[len(ROLES) : _KNOWN], 0.0).tolist()
     return Composition(
         networks=len(whole),

@@ -410,14 +410,25 @@ def test_of_a_table_only_the_rows_that_are_looked_up_are_touched() -> None:
 
 def test_of_two_passes_the_shorter_one_counts() -> None:
     made, other = Made(120), Made(120)
-    made.passes, other.passes = np.ones((1, 120)), np.array([[1.0], [1.6]]) * np.ones(120)
+    made.passes, other.passes = (np.array([[1.0], [1.1]]) * np.ones(120) for _ in range(2))
     other.passes[:, ::2] = other.passes[::-1, ::2]
     assert made.compose() == other.compose()
+    found = made.said(made.compose(), made.measured)
+    assert np.median(np.abs(found / made.whole_s - 1)) < 0.05
+
+
+def test_the_more_passes_differ_the_less_is_learnt_from_them() -> None:
+    made, learnt = Made(24), list[float]()
+    for longer in (1.0, 1.05, 1.2):
+        made.passes = np.array([[1.0], [longer]]) * np.ones(24)
+        found = made.compose()
+        learnt.append(float(np.abs(factors(found) - 1).sum() + rates(found).sum() / 2e-11))
+    assert learnt[0] > learnt[1] > learnt[2] > 0
 
 
 def test_a_network_costs_what_the_median_of_its_passes_says() -> None:
     made = Made(120)
-    made.passes = np.array([[0.9], [1.0], [1.5]]) * np.ones(120)
+    made.passes = np.array([[0.99], [1.0], [1.5]]) * np.ones(120)
     found = made.compose()
     np.testing.assert_allclose(made.said(found, made.measured), made.whole_s, rtol=0.02)
 
