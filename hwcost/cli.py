@@ -136,7 +136,7 @@ def cli() -> None:
 @click.option(
     "--samples",
     type=click.IntRange(0, 5000),
-    help="Operators of other networks, beside those of the search spaces.  [default: what two thirds of the budget "
+    help="Operators of other networks, beside those of the search spaces.  [default: what four fifths of the budget "
     "allow, most of the families that are hardest to predict]",
 )
 @click.option(

@@ -3,7 +3,7 @@
 Noise only ever adds time and comes in bursts that last seconds, so each operator is timed in several passes that lie
 apart, in a new random order and a new process each, and the minimum counts. A row is settled, and timed no more, once
 its two shortest timings agree. The first stage times what was asked for; further ones add operators where predictors
-fail (`hwcost.adaptive`) until two thirds of the budget are spent; then passes over what is not settled take the rest.
+fail (`hwcost.adaptive`) until four fifths of the budget are spent; then passes over what is not settled take the rest.
 Every stage times the references too, so slow spells show. Weights are hot, as they are in a network that fits the
 caches.
 """
@@ -35,7 +35,7 @@ from hwcost.whole import NetworkRuns, Progress
 
 DEFAULT_PASSES: Final = 5
 
-_FIRST_SHARE: Final = 0.65
+_FIRST_SHARE: Final = 0.8
 """Share of the budget that goes to first timings, most of them undisturbed, before any operator is timed again."""
 _ROUND_S: Final = 16.0
 _CHOICE_SHARE: Final = 0.08

@@ -353,14 +353,14 @@ class _Numbered:
         return ", so far so good"
 
 
-def test_two_thirds_of_the_budget_widen_the_sample_and_the_rest_settles_what_it_can(tmp_path: Path) -> None:
+def test_four_fifths_of_the_budget_widen_the_sample_and_the_rest_settles_what_it_can(tmp_path: Path) -> None:
     said: list[str] = []
     sample, timings = _Numbered(), Recorded(row_us=lambda task, number: 3.0)
     found = timings.measure(_REQUESTS, budget_s=120, sample=sample, progress=lambda *step: said.append(step[2]))
     firsts = [times[0] for times in timings.rows().values()]
-    assert 73 < max(firsts) < 80
+    assert 91 < max(firsts) < 98
     assert len(found.rows) == len(_REQUESTS) + sample.drawn > 1500
-    assert 0.4 < np.mean([len(row.samples_s) == 2 for row in found.rows]) < 0.7
+    assert 0.15 < np.mean([len(row.samples_s) == 2 for row in found.rows]) < 0.35
     assert timings.clock.now() < 121
     assert 4 <= len(sample.chosen) <= 6 and sample.rows == sorted(set(sample.rows))
     assert any("sampling, " in text and ", so far so good: gemm" in text for text in said)
