@@ -217,7 +217,7 @@ class Piped:
         for given, feeds in before:
             self.ask(framed("hold", given, feeds))
         frame = framed("shortest", *last, seconds=seconds)
-        found = self._valid(_ALL_SECONDS, self.ask(frame, self._request_s + len(jobs) * seconds)[0])
+        found = self._valid(_ALL_SECONDS, self.ask(frame, len(jobs) * (self._request_s + seconds))[0])
         if len(found) != len(jobs):
             raise self._nonsense(f"{len(jobs)} models are timed once each")
         return found
