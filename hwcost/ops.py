@@ -398,9 +398,14 @@ class Node(_Weightless):
         return _tensors(self.outputs)
 
     @property
+    def constants(self) -> tuple[TensorType, ...]:
+        """The constant inputs whose values do not matter."""
+        return tuple(tensor for tensor in self.reads if tensor.constant and not tensor.values)
+
+    @property
     def weights(self) -> int:
-        """Elements of the constants whose values do not matter."""
-        return sum(tensor.elements for tensor in self.reads if tensor.constant and not tensor.values)
+        """Elements of its `constants`."""
+        return sum(tensor.elements for tensor in self.constants)
 
     @property
     def macs(self) -> int:
@@ -458,7 +463,7 @@ def weight_bytes(op: Operator, precision: Precision) -> int:
     if not op.weights:
         return 0
     if isinstance(op, Node) and not op.macs:
-        return sum(tensor.bytes for tensor in op.reads if tensor.constant and not tensor.values)
+        return sum(tensor.bytes for tensor in op.constants)
     per_channel = 4 if precision.weight_bits == 32 else 8
     return math.ceil(op.weights * precision.weight_bits / 8) + per_channel * op.channels
 

@@ -297,7 +297,6 @@ def _node_sizes(op: Node) -> dict[str, int]:
             "run": math.prod(table.shape[place + 1 :]),
             "smallest": min(written.elements, table.elements),
             "input_elements": written.elements,
-            "weights": 0,
             "read_bytes": written.bytes + (0 if indices.values else indices.bytes),
             "scratch": 1 if table.constant else own["scratch"],
         }

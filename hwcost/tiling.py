@@ -267,12 +267,13 @@ def _int8_product(
     rows: Counts, columns: Counts, depth: Counts, count: Counts, tasks: Counts, signed: Counts, hardware: Hardware
 ) -> dict[str, Counts]:
     """Counts of `count` int8 products, their rows split into `tasks`; `signed`: weights of the u8s8 kernels."""
-    wide_vectors, short_vectors = hardware.lanes == 16, np.bool_(hardware.lanes == 8)
+    wide_vectors, short_vectors = hardware.lanes == 16, hardware.lanes == 8
     tile = np.where((signed > 0) & (not wide_vectors), 4, 6)  # QgemmU8X8KernelAvx2: six rows of pairs, four of quads
     pack = np.where(signed > 0, 4, 2)
     stride = _up(rows, tasks)
     last = rows - (tasks - 1) * stride
     wide, half, latency = 16, 8, 4 if wide_vectors else 3
+    narrow = half if short_vectors else wide  # columns at most of a last tile that is no whole one
     rest = columns % wide
     if wide_vectors:  # QgemmU8X8KernelAvx512: three vectors of 16 columns, or the one or two that are left
         whole, part = columns // 48, _up(columns % 48, 16)
@@ -297,7 +298,7 @@ def _int8_product(
         "cycles": ((tasks - 1) * cycles(stride) + cycles(last)) * packs * count,
         "multiplications": rows * columns * depth * count // 32,
         "latency_steps": row_tiles * _up(columns, 3 * wide if wide_vectors else wide) * packs * count,
-        "single_steps": np.where((rest > 0) & (~short_vectors | (rest <= half)), row_tiles * packs * count, 0),
+        "single_steps": np.where((rest > 0) & (rest <= narrow), row_tiles * packs * count, 0),
         "tiles": row_tiles * _up(columns, wide) * count * slices,
         "stores": rows * _up(columns, 8) * count * slices,
         "masked_stores": rows * count * slices * ((columns % half > 0) & short_vectors),
