@@ -4,12 +4,10 @@ A kernel timed alone, again and again, finds caches and branch predictors as it 
 and what that costs depends on what it does: arithmetic in registers hardly notices, moving data does. So every role of
 kernels has a factor, close to 1, and every change from one kernel to another may cost more or less than rows hold.
 
-Weights are waited for as long as it takes from where they are: a cache, if one holds all that a network goes through
-until it comes back to them, or memory. How long a byte takes from where is measured, with one kernel in ever more
-copies (`hwcost.weights`). The copies that a row was timed with had to come from somewhere, too: that wait is taken off
-the row, and the network's is added. What the runtime itself keeps of every kernel comes from there as well,
-small things that lie apart and are waited for one by one, as long in all as for so many bytes of weights. What uses
-a weight once waits otherwise than what uses it again and again, and how often either counts is learnt.
+Weights are waited for as long as it takes from where they are (`hwcost.waits`). The copies that a row was timed with
+had to come from somewhere, too: that wait is taken off the row, and the network's is added. What the runtime itself
+keeps of every kernel comes from there as well, small things that lie apart and are waited for one by one, as long in
+all as for so many bytes of weights. How often the wait counts is learnt, of weights that are used once, and of others.
 
 Caches are not a network's alone: others bring what is theirs, so the longer a call takes, the less it finds of its
 weights, and of its tensors, which then cost time by the byte. What only moves or maps tensors finds them in the second
@@ -28,11 +26,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from hwcost.features import hardware_of
-from hwcost.hardware import TURNS, row_copies, spilled
-from hwcost.ops import Conv, Node, Operator, Precision, bytes_moved, weight_bytes, weight_uses
+from hwcost.hardware import row_copies, spilled
+from hwcost.ops import Conv, Operator, Precision, bytes_moved, weight_bytes
 from hwcost.predictors.base import conformal_width
-from hwcost.profiles import Network, Profile, WeightStream
+from hwcost.profiles import Network, Profile, Use
 from hwcost.space import Layer
+from hwcost.waits import USES, Kernels, Values, Waits, stored_bytes, use, waits_of
 
 KernelClass = Literal["float product", "int8 product", "float data", "int8 data"]
 """Products (convolutions, matrices) and kernels that only move or map data, by the type of the activations."""
@@ -47,20 +46,13 @@ Role = Literal[
     "int8 data",
 ]
 """The same, with convolutions over all channels told from other products: those of one pixel and those of more."""
-Use = Literal["once", "again"]
-"""How often a kernel uses each of its weights."""
 Stream = Literal["product tensors", "data tensors", "near tensors"]
 """What a kernel reads or writes that caches may have lost: tensors of products, and of kernels that only move or map
 data, where a network takes long; and of the latter what the second cache loses in any network."""
 
-Kernels = Sequence[tuple[Operator, Precision, int, float]]
-"""Kernels at their realised precision, how often one call executes each, and its seconds."""
-Values = NDArray[np.float64]
-
 CLASSES: Final = get_args(KernelClass)
 ROLES: Final = get_args(Role)
 STREAMS: Final = get_args(Stream)
-USES: Final = get_args(Use)
 _POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
 _SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
 _SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25] * len(USES) + [0.05, 5e4] + [2e-11] * len(STREAMS) + [0.4])
@@ -73,44 +65,16 @@ _BOUNDS: Final = (
     np.array([-np.inf] * len(ROLES) + [-1.0] * len(USES) + [0.0, 0.0] + [0.0] * len(STREAMS) + [-np.inf]) / _SPREADS
 )
 """Neither a wait nor a byte ever saves time: the least that any of them may change by, in those deviations."""
-_LEAST: Final = 0.25
+_LEAST: Final = 0.1
 """Share of its own latency that a kernel costs inside a network at least."""
 _ERROR: Final = 0.03
 """Standard deviation of a network's error that remains, beside that of its own seconds."""
 _ROUNDS: Final = 20
-_TENSORS: Final = 2
-"""A working set is all weights, and so many times the tensors that the kernel with the largest reads and writes."""
 _AROUND: Final = 4
 """Until a place is used again, a network moves about so many times what the kernel does that uses it."""
-_BROUGHT: Final = 1 / 8
-"""Share of what memory delivers that others bring into the last cache meanwhile: after a pause of 3, 10 and 30 ms,
-weights cost on two servers what so many bytes more had cost between."""
 _LONG_S: Final = 3e-3, 3e-2
 """Runs that are not long at all, and wholly: of the former, caches hold the tensors as if nobody else used them, and
 some are not disturbed."""
-
-
-class Wait(BaseModel):
-    """Seconds that a byte of weights takes longer than from the nearest cache, where so many bytes come between, those
-    of others among them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    bytes: PositiveFloat
-    s_per_byte: NonNegativeFloat
-
-
-def waits_of(streams: Sequence[WeightStream]) -> tuple[Wait, ...]:
-    """From seconds per byte, by how many bytes of its own came between, to what waiting is of them: the median of the
-    passes, less what the nearest cache takes; more bytes never come sooner."""
-    rising = sorted(streams, key=lambda one: one.bytes)
-    seconds = np.array([median(one.s_per_byte) for one in rising])
-    longer = np.minimum.accumulate((seconds - seconds.min(initial=math.inf))[::-1])[::-1]
-    run_s = seconds * [one.bytes for one in rising]
-    between = [one.bytes for one in rising] + _brought(run_s, longer.max(initial=0.0))
-    return tuple(
-        Wait(bytes=all_of, s_per_byte=more) for all_of, more in zip(between.tolist(), longer.tolist(), strict=True)
-    )
 
 
 class Composition(BaseModel):
@@ -125,7 +89,7 @@ class Composition(BaseModel):
     networks: int = Field(ge=1)
     factors: dict[Role, PositiveFloat]
     kernel_s: float
-    waits: tuple[Wait, ...] = ()
+    waits: Waits = Waits()
     waited: dict[Use, NonNegativeFloat] = dict.fromkeys(USES, 1.0)
     kernel_bytes: NonNegativeFloat = 0.0
     longer: NonNegativeFloat = 0.0
@@ -136,22 +100,22 @@ class Composition(BaseModel):
 
     def inside_s(self, op: Operator, precision: Precision, seconds: float) -> float:
         """Seconds inside a network of a kernel that takes so many by itself, were all weights in the nearest cache."""
-        waited_s = self.waited[use(op)] * row_wait_s(op, precision, seconds, self.waits)
+        waited_s = self.waited[use(op)] * self.waits.row_s(op, precision, seconds)
         return max(seconds * self.factors[role(op, precision)] + self.kernel_s - waited_s, _LEAST * seconds)
 
     def shared_s(self, kernels: Kernels) -> float:
         """Seconds of one call that belong to no kernel alone: a network waits for weights and what belongs to kernels,
         and for tensors that caches do not hold, and is disturbed as long runs are."""
         found = bytes_from_memory(kernels, self.near_bytes) @ [self.s_per_byte[name] for name in STREAMS]
-        waits_s, kernels_s = network_waits_s(kernels, self.waits)
+        waits_s, kernels_s = self.waits.network_s(kernels)
         waited_s = waits_s @ [self.waited[name] for name in USES]
         return float(found + waited_s) + self.kernel_bytes * kernels_s + self.longer * lengthened_s(kernels)
 
     def slower(self, factor: float) -> "Composition":
         """That of a device whose kernels all take so many times as long."""
         rates = {name: seconds * factor for name, seconds in self.s_per_byte.items()}
-        waits = tuple(Wait(bytes=wait.bytes, s_per_byte=wait.s_per_byte * factor) for wait in self.waits)
-        return self.model_copy(update={"kernel_s": self.kernel_s * factor, "s_per_byte": rates, "waits": waits})
+        changed = {"kernel_s": self.kernel_s * factor, "s_per_byte": rates, "waits": self.waits.slower(factor)}
+        return self.model_copy(update=changed)
 
 
 class Sums(NamedTuple):
@@ -184,32 +148,6 @@ def role(op: Operator, precision: Precision) -> Role:
     return kind
 
 
-def use(op: Operator) -> Use:
-    """How often an operator uses each of its weights."""
-    return "once" if weight_uses(op) <= 1 else "again"
-
-
-def row_wait_s(op: Operator, precision: Precision, seconds: float, waits: Sequence[Wait]) -> float:
-    """How long the row of a kernel that takes so many seconds waited for its weights: as long as for those of all its
-    copies, and what these read and write in turn."""
-    _, moved, stored, _, _ = _kernel(op, precision, 1, seconds)
-    if not waits or not stored:
-        return 0.0
-    count = row_copies(int(stored), seconds)
-    return stored * _wait_s(count * stored + min(count, TURNS) * moved, count * seconds, waits)
-
-
-def network_waits_s(kernels: Kernels, waits: Sequence[Wait]) -> tuple[Values, float]:
-    """How long one call of a network waits for its weights [uses], and for one byte of every kernel."""
-    if not waits or not kernels:
-        return np.zeros(len(USES)), 0.0
-    count, moved, stored, _, seconds = _columns(kernels)
-    own = (count * stored).sum() + _TENSORS * moved.max()
-    byte_s = _wait_s(own, (count * seconds).sum(), waits)
-    uses = np.array([use(op) for op, _, _, _ in kernels])
-    return np.array([(count * stored)[uses == name].sum() for name in USES]) * byte_s, float(count.sum()) * byte_s
-
-
 def lengthened_s(kernels: Kernels) -> float:
     """Seconds of a network's kernels, by how much longer its run is than those of their rows."""
     if not kernels:
@@ -226,30 +164,16 @@ def _long(run_s: Values | float) -> Values:
     return share
 
 
-def _wait_s(own: float, run_s: float, waits: Sequence[Wait]) -> float:
-    """Seconds of a byte, by the logarithm of the bytes in between, of its own and those that others bring in a run."""
-    between = max(own + float(_brought(run_s, waits[-1].s_per_byte)), 1.0)
-    sizes = [math.log(wait.bytes) for wait in waits]
-    return float(np.interp(math.log(between), sizes, [wait.s_per_byte for wait in waits]))
-
-
-def _brought(run_s: Values | float, longest_s: float) -> Values:
-    """Bytes that others bring into the last cache in so many seconds, where memory takes `longest_s` a byte."""
-    return np.asarray(run_s) * (_BROUGHT / longest_s if longest_s else 0.0)
-
-
-def sums_of(
-    kernels: Sequence[tuple[Operator, Precision, int, float, float]], waits: Sequence[Wait], near_bytes: float
-) -> Sums:
+def sums_of(kernels: Sequence[tuple[Operator, Precision, int, float, float]], waits: Waits, near_bytes: float) -> Sums:
     """Those of a network's kernels: each with its (realised) precision, how often one call executes it, and its seconds
     as measured and as predicted."""
     by_role = np.zeros((2, len(ROLES)))
     for op, precision, count, *seconds in kernels:
         by_role[:, ROLES.index(role(op, precision))] += count * np.array(seconds)
     timed = [kernel[:4] for kernel in kernels]
-    waits_s, kernels_wait_s = network_waits_s(timed, waits)
+    waits_s, kernels_wait_s = waits.network_s(timed)
     for op, precision, count, own_s, _ in kernels:
-        waits_s[USES.index(use(op))] -= count * row_wait_s(op, precision, own_s, waits)
+        waits_s[USES.index(use(op))] -= count * waits.row_s(op, precision, own_s)
     return Sums(
         measured=by_role[0],
         predicted=by_role[1],
@@ -281,9 +205,8 @@ def _columns(kernels: Kernels) -> Values:
 def _kernel(op: Operator, precision: Precision, count: int, seconds: float) -> tuple[float, ...]:
     """How often it runs, bytes of the tensors and of the weights that it moves, whether it only moves or maps data, and
     its seconds."""
-    weights = weight_bytes(op, precision)
-    stored = 0 if isinstance(op, Node) and op.op_type == "Gather" else weights  # not its table
-    return count, bytes_moved(op, precision) - weights, stored, not op.macs, seconds
+    moved = bytes_moved(op, precision) - weight_bytes(op, precision)
+    return count, moved, stored_bytes(op, precision), not op.macs, seconds
 
 
 def _error(samples_s: Sequence[Sequence[float]]) -> float:
@@ -370,7 +293,7 @@ def compose(
     *,
     overhead_s: float,
     shortest_s: float,
-    waits: Sequence[Wait],
+    waits: Waits,
     near_bytes: float,
 ) -> Composition:
     """From the sums of networks' kernels, by `waits` and for the second cache's `near_bytes`, and the networks' own
@@ -398,7 +321,7 @@ def compose(
         networks=len(whole),
         factors=dict(zip(ROLES, (1 + change[: len(ROLES)]).tolist(), strict=True)),
         kernel_s=float(change[-1]) * shortest_s,
-        waits=tuple(waits),
+        waits=waits,
         waited=dict(zip(USES, waited, strict=True)),
         longer=float(change[_KNOWN]),
         kernel_bytes=float(change[_KNOWN + 1]),

@@ -39,6 +39,8 @@ _WITH_NETWORKS: Final = "weights", "subnormal_s"
 
 Source = Literal["measured", "emulated", "estimated", "imported", "adapted"]
 """`adapted`: another device's latency, shifted by what some operators of this one took."""
+Use = Literal["once", "again"]
+"""How often a kernel uses each of its weights."""
 Int8Form = Literal["u8u8", "u8s8", "s8s8"]
 """Number formats of activations and weights in int8 kernels; which ones are fast and exact depends on the CPU."""
 
@@ -153,11 +155,12 @@ class Network(BaseModel):
 
 
 class WeightStream(BaseModel):
-    """How long a kernel takes for each byte of its weights where so many bytes came between, those of its other copies:
-    seconds of every pass."""
+    """How long a kernel that uses its weights as often as that takes for each byte of them where so many bytes came
+    between, those of its other copies: seconds of every pass."""
 
     model_config = _STRICT
 
+    use: Use = "again"
     bytes: int = Field(ge=1)
     s_per_byte: tuple[Seconds, ...] = Field(min_length=1)
 

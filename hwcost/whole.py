@@ -23,7 +23,7 @@ from hwcost.model import read_model
 from hwcost.onnxfile import example_feeds, load_model
 from hwcost.ops import Operator, Precision, bytes_moved
 from hwcost.prior.networks import random_network
-from hwcost.profiles import Int8Form, Network, Part, Profile, Row
+from hwcost.profiles import Int8Form, Network, Part, Profile, Row, Use
 from hwcost.quantising import INT8_STYLES, quantised
 from hwcost.runtime import Runtime, UnusableError, time_model
 from hwcost.speed import anchors, speed_between, time_anchors
@@ -159,7 +159,7 @@ class NetworkRuns:
         self._folder, self._count, self._form = folder, count, form
         self._seed, self._threads, self._runtime = seed, threads, runtime
         self._networks: list[tuple[WholeNetwork, list[_Run]]] = []
-        self._weights: list[dict[int, float]] = []
+        self._weights: list[dict[tuple[Use, int], float]] = []
         self._passes, self._done, self._pass_s = _PASSES, 0, 0.0
         self._left_out: list[str] = []
 

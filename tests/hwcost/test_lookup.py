@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hwcost.composition import ROLES, STREAMS, Composition, Wait
+from hwcost.composition import ROLES, STREAMS, Composition
 from hwcost.energy import energy_j
 from hwcost.errors import InvalidSpaceError, TableError, UnknownOperatorError
 from hwcost.fit import fit_profile
@@ -13,6 +13,7 @@ from hwcost.ops import INT8, activation_bytes, weight_bytes
 from hwcost.pricing import CostModel
 from hwcost.space import SKIP, Architecture, SearchSpace
 from hwcost.testing import plausible_profile
+from hwcost.waits import USES, Wait, Waits
 
 SPACE = SearchSpace.for_image((1, 8, 8), 10)
 MODEL = CostModel(plausible_profile(SPACE.operators()))
@@ -33,7 +34,7 @@ def composed() -> CostModel:
         factors=dict(zip(ROLES, factors, strict=True)),
         kernel_s=-1e-7,
         near_bytes=2**30,
-        waits=(Wait(bytes=2**20, s_per_byte=0.0), Wait(bytes=2**22, s_per_byte=3e-11)),
+        waits=Waits(of=dict.fromkeys(USES, (Wait(bytes=2**20, s_per_byte=0.0), Wait(bytes=2**22, s_per_byte=3e-11)))),
         s_per_byte=dict.fromkeys(STREAMS, 1e-10),
         measured_width=0.05,
         predicted_width=0.2,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwcost.composition import Composition, Wait
+from hwcost.composition import Composition
 from hwcost.errors import FitError, ProfileError, UnknownOperatorError
 from hwcost.fit import fit_path, fit_profile, write_fit
 from hwcost.ops import FLOAT, INT8, Conv, Operator, Pool, Precision
@@ -13,9 +13,15 @@ from hwcost.pricing import COMPOSITION, CostModel, load_cost_model
 from hwcost.profiles import Profile, write_profile
 from hwcost.space import SearchSpace
 from hwcost.testing import plausible_profile, random_convolutions
+from hwcost.waits import USES, Wait, Waits
 
 SPACE = SearchSpace.for_image((1, 8, 8), 10)
 UNSEEN = Conv.square(12, 40, 8, 3)
+WAITED = (
+    Wait(bytes=2**22, s_per_byte=0.0),
+    Wait(bytes=2**23, s_per_byte=2e-10),
+    Wait(bytes=2**26, s_per_byte=4e-10),
+)
 COMPOSITIONS = Composition(
     networks=8,
     factors={
@@ -30,11 +36,7 @@ COMPOSITIONS = Composition(
     },
     kernel_s=1e-7,
     near_bytes=2**30,
-    waits=(
-        Wait(bytes=2**22, s_per_byte=0.0),
-        Wait(bytes=2**23, s_per_byte=2e-10),
-        Wait(bytes=2**26, s_per_byte=4e-10),
-    ),
+    waits=Waits(of=dict.fromkeys(USES, WAITED)),
     s_per_byte={"product tensors": 2e-11, "data tensors": 2e-11, "near tensors": 1e-11},
     measured_width=0.05,
     predicted_width=0.2,
@@ -202,7 +204,7 @@ def test_weights_that_caches_do_not_hold_cost_a_network_time(model: CostModel, c
     total = composed.price_all(layers)
     weight_bytes = 40 * (large.weights + 8 * large.channels)
     tensors_s = 40 * 4096 * COMPOSITIONS.s_per_byte["product tensors"]  # in so long a call
-    assert total.shared_s == pytest.approx(weight_bytes * COMPOSITIONS.waits[-1].s_per_byte + tensors_s)
+    assert total.shared_s == pytest.approx(weight_bytes * WAITED[-1].s_per_byte + tensors_s)
     kernels_s = sum(price.latency_s for price in total.prices)
     assert total.latency_s == pytest.approx(total.run_overhead_s + total.shared_s + kernels_s)
     assert total.low_s < total.latency_s < total.high_s
