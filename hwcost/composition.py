@@ -55,10 +55,11 @@ ROLES: Final = get_args(Role)
 STREAMS: Final = get_args(Stream)
 _POINTWISE: Final[dict[KernelClass, Role]] = {"float product": "float pointwise", "int8 product": "int8 pointwise"}
 _SPATIAL: Final[dict[KernelClass, Role]] = {"float product": "float spatial", "int8 product": "int8 spatial"}
-_SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25] * len(USES) + [0.05, 5e4] + [2e-11] * len(STREAMS) + [0.4])
+_SPREADS: Final = np.array([0.05] * len(ROLES) + [0.25] * len(USES) + [0.05, 5e4] + [2e-11, 2e-11, 1e-11] + [0.4])
 """Standard deviations before anything is known: of a factor around 1, of what waits for weights count around 1, of the
-share that long runs take longer around 0, of bytes that a kernel is waited for around 0, of seconds per byte around 0,
-and of seconds per kernel around 0, in shortest kernels."""
+share that long runs take longer around 0, of bytes that a kernel is waited for around 0, of seconds per byte around 0
+(less for what only the second cache loses: it comes from the next one), and of seconds per kernel around 0, in shortest
+kernels."""
 _KNOWN: Final = len(ROLES) + len(USES)
 """Sums that are seconds already: of the roles, and of the waits for weights."""
 _BOUNDS: Final = (
@@ -301,8 +302,8 @@ def compose(
     the profile `shortest_s`.
 
     All follows from the measured sums and the median of the passes, of two the shorter one: what others add comes and
-    goes. The more passes differ, the less is learnt from them. A half-width is the conformal quantile of errors of
-    architectures left out, the worst of each one's versions: these are off alike.
+    goes. The more passes differ, the less is learnt from them. A half-width is the conformal quantile of the errors
+    of all versions, each architecture's by what the others say: its versions are off alike.
     """
     _, of = np.unique(np.array(architectures), return_inverse=True)
     whole = np.array([median_low(passes) for passes in samples_s])
@@ -314,7 +315,7 @@ def compose(
     expected = _error(samples_s)
     left_out = _left_out(design, overhead_s, whole, expected, of)
     errors = [np.abs(np.log(_ratios(sums, left_out, overhead_s, whole))) for sums in (design, unseen)]
-    widths = [conformal_width(np.array([error[of == one].max() for one in np.unique(of)])) for error in errors]
+    widths = [conformal_width(error) for error in errors]
     change = _solve(design, overhead_s, whole, expected)
     waited = np.maximum(1 + change[len(ROLES) : _KNOWN], 0.0).tolist()
     return Composition(

@@ -264,7 +264,7 @@ def _work(s: Columns, int8: NDArray[np.bool_], hardware: Hardware) -> tuple[Colu
     """Counts of `WORK` and index in `ALGORITHMS` (-1 for neither convolution nor product) of all operators."""
     work = {name: np.zeros(len(int8), dtype=np.int64) for name in WORK}
     algorithm = np.full(len(int8), -1, dtype=np.int64)
-    pools = (s["shape"] == 3) & (int8 | ((s["in_channels"] % hardware.lanes == 0) & hardware.blocked))
+    pools = (s["shape"] == 3) & (int8 | (s["blocked"] > 0))
     s = s | {"groups": np.where(pools, s["in_channels"], s["groups"]), "signed": s["signed"] * (s["shape"] != 3)}
     for mask, count in (
         (s["shape"] == 1, convolution_work),
@@ -297,6 +297,7 @@ def feature_matrix(ops: Iterable[tuple[Operator, Precision]], hardware: Hardware
     s["signed"] = np.array([form.endswith("s8") for form in forms], dtype=np.int64)
     s["signed_input"] = np.array([form.startswith("s8") for form in forms], dtype=np.int64)
     int8 = activation_bits == 8
+    s["blocked"] = (s["shape"] == 3) & ~int8 & (s["in_channels"] % hardware.lanes == 0) & hardware.blocked
     # Requantising clips for nothing; a float kernel folds a ReLU, everything else is a pass of its own.
     s["activation"] = s["costly"] | s["hard"] | (s["clipped"] & ~int8)
     work, algorithm = _work(s, int8, hardware)
@@ -322,6 +323,7 @@ def _general(
     depthwise = (s["shape"] == 1) & (s["groups"] > 1) & (taken == 1)
     filled = np.where(depthwise, s["out_channels"], made)
     elements = np.maximum(s["input_elements"], s["output_elements"])
+    windows = (s["shape"] >= 3) & (s["blocked"] == 0)  # over one channel after the other
     reduction = np.where(s["macs"] > 0, s["macs"] // np.maximum(s["output_elements"], 1), window)
 
     def tiled(tile: int) -> NDArray[np.float64]:
@@ -399,8 +401,8 @@ def _general(
         "rows_fill_8": _fill(s["rows"], 8),
         "columns_fill_8": _fill(s["columns"], 8),
         "log_scratch": _log(s["scratch"]),
-        "log_tap_positions": _log(s["batch"] * out_plane * window * (s["shape"] >= 3)),
-        "log_row_calls": _log(s["batch"] * s["in_channels"] * s["out_height"] * s["kernel_height"] * (s["shape"] >= 3)),
+        "log_tap_positions": _log(s["batch"] * out_plane * window * windows),
+        "log_row_calls": _log(s["batch"] * s["in_channels"] * s["out_height"] * s["kernel_height"] * windows),
         "log_hard": _log(s["hard"] * s["output_elements"]),
         "log_costly": _log(s["costly"] * s["output_elements"] + s["mapped"]),
         "log_whole_blocks": _log(whole),

@@ -38,7 +38,7 @@ from hwcost.space import Layer
 # and kernels as they are measured, pixels that are doubled. 10: few rows by relatives and what their work adds.
 # 11: by how long a network takes, and weights that are used once. 12: bytes from memory, factors and axes that are
 # turned, architectures. 13: recurrent layers as products. 14: constants as other inputs, maxima, masked stores, rests.
-# 15: what others bring into the last cache as it is measured.
+# 15: what others bring into the last cache as it is measured, pools of blocks.
 FIT_VERSION: Final = 15
 
 BASELINES = ("flops", "roofline")

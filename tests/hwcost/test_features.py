@@ -101,7 +101,9 @@ def test_a_float_pool_of_whole_blocks_of_channels_is_told_from_any_other() -> No
     blocked, plain = (Pool("max", channels, 14, 14, (2, 2), (2, 2)) for channels in (64, 62))
     assert _row(blocked, FLOAT)["algorithm_depthwise"] and not _row(plain, FLOAT)["algorithm_depthwise"]
     assert _row(plain, INT8)["algorithm_depthwise"]
-    assert _row(blocked, FLOAT)["log_tap_positions"] == pytest.approx(math.log(7 * 7 * 4))
+    for op, precision in ((plain, FLOAT), (blocked, INT8)):
+        assert _row(op, precision)["log_tap_positions"] == pytest.approx(math.log(7 * 7 * 4))
+    assert _row(blocked, FLOAT)["log_tap_positions"] == _row(blocked, FLOAT)["log_row_calls"] == 0
 
 
 @pytest.mark.parametrize(
