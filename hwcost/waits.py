@@ -126,10 +126,8 @@ class _Stream(NamedTuple):
     @classmethod
     def of(cls, streams: Sequence[WeightStream]) -> "_Stream":
         rising = sorted(streams, key=lambda one: one.bytes)
-        sizes, seconds = (
-            np.array(list(values), dtype=np.float64)
-            for values in ((one.bytes for one in rising), (median(one.s_per_byte) for one in rising))
-        )
+        sizes = np.array([one.bytes for one in rising], dtype=np.float64)
+        seconds = np.array([median(one.s_per_byte) for one in rising])
         longer = seconds - seconds.min()
         return cls(sizes, sizes * seconds, np.minimum.accumulate(longer[::-1])[::-1])
 
