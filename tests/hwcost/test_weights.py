@@ -37,7 +37,7 @@ def test_a_kernel_is_timed_in_ever_more_copies() -> None:
         assert sizes[0] == pytest.approx(QUARTER, rel=0.01) and sizes[-1] > 100 * 2**20
         copies = np.divide(sizes, sizes[0])
         assert (copies == copies.round()).all() and (np.diff(copies) > 0).all() and len(copies) > 8
-        assert all(found[use, more] > 1.2 * found[use, less] for less, more in pairwise(sizes[1:]))
+        assert all(found[use, more] > 1.5 * found[use, less] for less, more in pairwise(sizes[1::2]))
     assert found["again", sizes[-1]] > 2 * found["once", sizes[-1]]
 
 
