@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 
 from hwcost.features import hardware_of
 from hwcost.hardware import row_copies, spilled
-from hwcost.ops import Conv, Operator, Precision, bytes_moved, weight_bytes
+from hwcost.ops import Conv, Operator, Precision, tensor_bytes, weight_bytes
 from hwcost.predictors.base import conformal_width
 from hwcost.profiles import Network, Profile, Use
 from hwcost.space import Layer
@@ -206,8 +206,7 @@ def _columns(kernels: Kernels) -> Values:
 def _kernel(op: Operator, precision: Precision, count: int, seconds: float) -> tuple[float, ...]:
     """How often it runs, bytes of the tensors and of the weights that it moves, whether it only moves or maps data, and
     its seconds."""
-    moved = bytes_moved(op, precision) - weight_bytes(op, precision)
-    return count, moved, stored_bytes(op, precision), not op.macs, seconds
+    return count, tensor_bytes(op, precision), stored_bytes(op, precision), not op.macs, seconds
 
 
 def _error(samples_s: Sequence[Sequence[float]]) -> float:

@@ -477,8 +477,8 @@ def activation_bytes(op: Operator, precision: Precision) -> int:
     return op.output_elements * precision.activation_bits // 8
 
 
-def bytes_moved(op: Operator, precision: Precision) -> int:
-    """Bytes read and written by one execution with cold caches: inputs, outputs and stored weights."""
+def tensor_bytes(op: Operator, precision: Precision) -> int:
+    """Bytes of the tensors, constants apart, that one execution reads and writes."""
     reads = op.input_elements * precision.activation_bits // 8
     if isinstance(op, Boundary) and op.function == "quantize":
         reads = 4 * op.input_elements
@@ -486,4 +486,9 @@ def bytes_moved(op: Operator, precision: Precision) -> int:
         reads = sum(tensor.bytes for tensor in op.reads if not tensor.constant)
         if op.op_type in _PARTIAL:
             reads = min(reads, activation_bytes(op, precision))
-    return reads + activation_bytes(op, precision) + weight_bytes(op, precision)
+    return reads + activation_bytes(op, precision)
+
+
+def bytes_moved(op: Operator, precision: Precision) -> int:
+    """Bytes read and written by one execution with cold caches: inputs, outputs and stored weights."""
+    return tensor_bytes(op, precision) + weight_bytes(op, precision)

@@ -17,7 +17,7 @@ import numpy as np
 from hwcost.errors import InvalidOperatorError, InvalidSpaceError
 from hwcost.features import family
 from hwcost.graph import other_kernels, supported_precisions
-from hwcost.ops import FLOAT, Operator, Precision, bytes_moved, key, weight_bytes
+from hwcost.ops import FLOAT, Operator, Precision, key, tensor_bytes
 from hwcost.prior import FAMILIES, Draw
 from hwcost.profiles import Int8Form
 from hwcost.space import SearchSpace
@@ -144,7 +144,7 @@ def _drawn(draw: Draw, rng: np.random.Generator) -> Operator | None:
 
 
 def _affordable(op: Operator) -> bool:
-    activations = bytes_moved(op, FLOAT) - weight_bytes(op, FLOAT)
+    activations = tensor_bytes(op, FLOAT)
     return op.macs <= _MOST_MACS and activations <= _MOST_BYTES and op.weights <= _MOST_WEIGHTS
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, field_validator
 
 from hwcost.hardware import TURNS, row_copies
-from hwcost.ops import Node, Operator, Precision, bytes_moved, weight_bytes, weight_uses
+from hwcost.ops import Node, Operator, Precision, tensor_bytes, weight_bytes, weight_uses
 from hwcost.profiles import Use, WeightStream
 
 Kernels = Sequence[tuple[Operator, Precision, int, float]]
@@ -74,8 +74,8 @@ class Waits(BaseModel):
         if not self.of or not stored:
             return 0.0
         count = row_copies(stored, seconds)
-        moved = bytes_moved(op, precision) - weight_bytes(op, precision)
-        return stored * self._byte_s(use(op), count * stored + min(count, TURNS) * moved, count * seconds)
+        own = count * stored + min(count, TURNS) * tensor_bytes(op, precision)
+        return stored * self._byte_s(use(op), own, count * seconds)
 
     def network_s(self, kernels: Kernels) -> tuple[Values, float]:
         """How long one call of a network waits for its weights [uses], and for one byte of every kernel."""
@@ -84,7 +84,7 @@ class Waits(BaseModel):
         stored = np.zeros(len(USES))
         for op, precision, count, _ in kernels:
             stored[USES.index(use(op))] += count * stored_bytes(op, precision)
-        tensors = max(bytes_moved(op, precision) - weight_bytes(op, precision) for op, precision, _, _ in kernels)
+        tensors = max(tensor_bytes(op, precision) for op, precision, _, _ in kernels)
         own, run_s = float(stored.sum()) + _TENSORS * tensors, sum(count * seconds for _, _, count, seconds in kernels)
         byte_s = np.array([self._byte_s(name, own, run_s) for name in USES])
         return stored * byte_s, float(sum(count for _, _, count, _ in kernels) * byte_s[USES.index("again")])
